@@ -1,0 +1,63 @@
+# `make` lists what it can do. `make test` is what a change must pass.
+
+GO      ?= go
+PYTHON  ?= python3
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X main.linkedVersion=$(VERSION) -X example.com/hangup/internal/reap.Build=$(VERSION)
+TOOL    := $(GO) tool -modfile=tools/go.mod
+
+# The rooms whose tests start processes.
+PROCESS_ROOMS := ./internal/reap/... ./internal/proc/... ./internal/kind/... ./internal/daemon/... ./worker/... ./e2e/...
+STRESS_COUNT  ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run build test stress lint bench clean need-go need-git need-python need-race
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## the story of the product, live, in under 15 s
+	bin/hangup demo
+
+run: build ## serve a starter on http://127.0.0.1:8080 (files in build/starter)
+	@test -e build/starter/hangup.yaml || bin/hangup init build/starter
+	bin/hangup serve --config build/starter/hangup.yaml
+
+build: need-go ## build bin/hangup and bin/hangup-shim
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/hangup ./cmd/hangup
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/hangup-shim ./cmd/hangup-shim
+
+test: need-go need-git need-python need-race ## vet, the rooms, the Python SDK, then all Go tests with -race
+	$(GO) vet ./...
+	$(GO) test .
+	cd python && $(PYTHON) -m unittest
+	$(GO) test -race ./...
+
+stress: need-go need-python need-race ## the tests that start processes, STRESS_COUNT=20 times
+	$(GO) test -race -count=$(STRESS_COUNT) -timeout 60m $(PROCESS_ROOMS)
+
+lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
+	@unformatted=$$($(TOOL) gofumpt -l .) && if [ -n "$$unformatted" ]; then \
+		echo "not as gofumpt formats it (run: $(TOOL) gofumpt -w .):"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+
+bench: need-go ## what the hop through hangup costs beside a bare net/http echo
+	$(GO) run ./bench/hop
+
+clean: ## remove what build and run made
+	rm -rf bin build
+
+need-go:
+	@command -v $(GO) >/dev/null || { echo "make: cannot find $(GO): install Go 1.26 or later" >&2; exit 1; }
+
+need-git:
+	@command -v git >/dev/null || { echo "make: cannot find git: apt-get install git" >&2; exit 1; }
+
+need-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \
+		{ echo "make: $(PYTHON) must be Python 3.9 or later: apt-get install python3" >&2; exit 1; }
+
+need-race:
+	@test "$$($(GO) env CGO_ENABLED)" = 1 && cc=$$($(GO) env CC) && command -v $${cc%% *} >/dev/null || \
+		{ echo "make: the race detector needs cgo and a C compiler: apt-get install gcc libc6-dev, and leave CGO_ENABLED unset" >&2; exit 1; }

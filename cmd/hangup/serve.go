@@ -1,0 +1,59 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/daemon"
+	"example.com/hangup/internal/proc"
+	"github.com/spf13/cobra"
+)
+
+func serveVerb() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the service",
+		Long: "Runs the service of a config until SIGTERM or SIGINT, then drains; a second signal\n" +
+			"kills. The process you start becomes the supervisor, which may be PID 1; the server\n" +
+			"runs below it, and the workers below that. The log goes to stderr, a record a line.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd, file) },
+	}
+	configFlag(cmd, &file)
+	return cmd
+}
+
+// serve is called twice: by the user, when it puts the supervisor in its own
+// place, and by the supervisor, when it is the server.
+func serve(cmd *cobra.Command, file string) error {
+	shim, err := proc.FindShim()
+	if err != nil {
+		return err
+	}
+	supervisor, err := proc.SupervisorFromEnv()
+	if err != nil {
+		return err
+	}
+	if supervisor == nil {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("cannot find this program: %w", err)
+		}
+		return proc.ExecUnderSupervisor(shim, append([]string{self}, os.Args[1:]...))
+	}
+
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	c, err := config.Load(file)
+	if err != nil {
+		return configFaults(cmd, err)
+	}
+	return daemon.Run(cmd.Context(), daemon.Options{
+		Config: c, Shim: shim, Supervisor: supervisor,
+		Signals: signals, Stderr: cmd.ErrOrStderr(), Version: version(),
+	})
+}

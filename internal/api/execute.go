@@ -1,0 +1,284 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/connwatch"
+)
+
+// Bounds on what a caller says that goes into records or to the worker, in bytes.
+const (
+	maxTask        = 255
+	maxContentType = 255
+	maxTraceparent = 255
+)
+
+// execute answers POST /execute/{workload} and POST /execute/{workload}/{task}:
+// the body is the input.
+func (s *server) execute(v *visit) {
+	c := s.newCall(v)
+	err := s.name(v, c, v.params[0], strings.Join(v.params[1:], ""))
+	if err == nil {
+		err = s.read(v.r.Header, c)
+	}
+	if err == nil {
+		err = v.body.announced()
+	}
+	if err != nil {
+		s.refuse(v, c, err)
+		return
+	}
+	c.Input = v.body
+	s.do(v, c)
+}
+
+// executeDocument answers POST /execute: the body says it all. It must be in
+// before the workload is known, and so before the call has a place.
+func (s *server) executeDocument(v *visit) {
+	defer v.body.Close()
+	c := s.newCall(v)
+	d, err := s.takeDocument(v)
+	if err == nil {
+		err = s.name(v, c, d.workload, d.task)
+	}
+	if err == nil {
+		err = s.read(v.r.Header, c)
+	}
+	if err != nil {
+		s.refuse(v, c, err)
+		return
+	}
+	c.Input = d.input(v.body)
+	s.do(v, c)
+}
+
+func (s *server) takeDocument(v *visit) (document, error) {
+	if err := v.body.announced(); err != nil {
+		return document{}, err
+	}
+	// Nobody can cancel what is no call yet: it ends with its body, or limits.body_timeout.
+	if err := v.body.Receive(context.WithoutCancel(v.r.Context())); err != nil {
+		return document{}, err
+	}
+	return parseDocument(v.body.Reader())
+}
+
+// newCall makes the call that a request is for, as far as can be told before its
+// headers are looked at: even a refused one is recorded.
+func (s *server) newCall(v *visit) *call.Call {
+	if v.caller.name == "" {
+		v.caller.name = address(v.r) // turned away before it was known who it is
+	}
+	c := &call.Call{ID: s.o.NewID(), Caller: v.caller.name, OnHangup: "cancel", At: v.at}
+	if len(v.params) > 0 {
+		if _, ok := s.workloads[v.params[0]]; ok {
+			c.Workload = v.params[0]
+		}
+	}
+	return c
+}
+
+// name finds the workload and the task that are asked for. A name that cannot
+// exist stays out of the call, and so out of records and metrics.
+func (s *server) name(v *visit, c *call.Call, workload, task string) error {
+	if !v.caller.may(workload) {
+		return fmt.Errorf("%w: the token %q does not allow the workload %q", call.ErrForbidden, v.caller.name, clip(workload))
+	}
+	if _, ok := s.workloads[workload]; !ok {
+		return fmt.Errorf("%w: %q; there is %s", call.ErrNoSuchWorkload, clip(workload), s.names(v.caller))
+	}
+	c.Workload = workload
+	if len(task) > maxTask || !validValue(task) {
+		return fmt.Errorf("%w: %q", call.ErrNoSuchTask, clip(task))
+	}
+	c.Task = task
+	return nil
+}
+
+// names lists the workloads that a caller may know of.
+func (s *server) names(who caller) string {
+	var names []string
+	for _, w := range s.o.Config.Workloads {
+		if who.may(w.Name) {
+			names = append(names, w.Name)
+		}
+	}
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// read takes what the headers say into the call. What this version cannot do is
+// refused: a caller who asked for it must not believe to have got it.
+func (s *server) read(h http.Header, c *call.Call) error {
+	for _, name := range []string{"Idempotency-Key", "Last-Event-ID"} {
+		if len(h.Values(name)) > 0 {
+			return fmt.Errorf("%w: %s is not available here: send the call without it", call.ErrBadRequest, name)
+		}
+	}
+	if accept, _, _ := strings.Cut(strings.Join(h.Values("Accept"), ","), ";"); strings.EqualFold(strings.TrimSpace(accept), "text/event-stream") {
+		return fmt.Errorf("%w: event streams are not available here: accept another content type", call.ErrBadRequest)
+	}
+
+	if kind := h.Get("Content-Type"); len(kind) > maxContentType || !utf8.ValidString(kind) {
+		return fmt.Errorf("%w: Content-Type: %q is no media type", call.ErrBadRequest, clip(kind))
+	}
+
+	policy, ok, err := single(h, "On-Hangup")
+	if err != nil {
+		return err
+	}
+	if ok {
+		if err := s.allowPolicy(c, policy); err != nil {
+			return err
+		}
+	}
+
+	limit, ok, err := single(h, "Call-Timeout")
+	if err != nil {
+		return err
+	}
+	if ok {
+		c.Timeout, err = time.ParseDuration(limit)
+		if err != nil || c.Timeout <= 0 {
+			return fmt.Errorf("%w: Call-Timeout: %q is no duration above 0, such as 5s or 1m30s", call.ErrBadRequest, clip(limit))
+		}
+	}
+
+	if parent, ok, err := single(h, "Traceparent"); ok && err == nil && validTraceparent(parent) {
+		c.Traceparent = parent
+	}
+	return nil
+}
+
+// allowPolicy takes the On-Hangup policy into the call if the workload allows it.
+func (s *server) allowPolicy(c *call.Call, policy string) error {
+	name, after, lingers := strings.Cut(policy, "=")
+	switch {
+	case policy == "cancel", policy == "detach":
+	case name == "linger" && lingers:
+		if d, err := time.ParseDuration(after); err != nil || d <= 0 {
+			return fmt.Errorf("%w: On-Hangup: %q is no duration above 0", call.ErrBadRequest, clip(after))
+		}
+	default:
+		return fmt.Errorf("%w: On-Hangup: %q is none of cancel, linger=DURATION, detach", call.ErrBadRequest, clip(policy))
+	}
+	if allowed := s.workloads[c.Workload].OnHangup.Allow; !slices.Contains(allowed, name) {
+		return fmt.Errorf("%w: the workload %q does not allow On-Hangup: %s; it allows %s",
+			call.ErrForbidden, c.Workload, name, strings.Join(allowed, ", "))
+	}
+	c.OnHangup = policy
+	return nil
+}
+
+// single is the value of a header that may come once.
+func single(h http.Header, name string) (value string, ok bool, err error) {
+	values := h.Values(name)
+	switch len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return strings.TrimSpace(values[0]), true, nil
+	default:
+		return "", false, fmt.Errorf("%w: %s was sent %d times", call.ErrBadRequest, name, len(values))
+	}
+}
+
+// validTraceparent tells whether v is a W3C trace context. One that is not is to
+// be ignored, as the standard says.
+func validTraceparent(v string) bool {
+	if len(v) < 55 || len(v) > 55 && (v[:2] == "00" || v[55] != '-') || len(v) > maxTraceparent || v[:2] == "ff" {
+		return false
+	}
+	for i, c := range []byte(v[:55]) {
+		if i == 2 || i == 35 || i == 52 {
+			if c != '-' {
+				return false
+			}
+		} else if !strings.ContainsRune("0123456789abcdef", rune(c)) {
+			return false
+		}
+	}
+	return strings.Trim(v[3:35], "0") != "" && strings.Trim(v[36:52], "0") != ""
+}
+
+// do has a call done whose owner is the connection, and replies.
+//
+// It returns as soon as the call has ended, whatever its worker still needs to
+// die. Once the call is begun nothing may come between that and its Do, so that
+// it has an end.
+func (s *server) do(v *visit, c *call.Call) {
+	defer v.body.Close()
+	out := &reply{
+		w: v.w, conn: v.body.conn, peer: v.r.Context(),
+		last:   func() { v.body.release() },
+		timing: func(streamed bool) string { return s.timing(c, streamed) },
+	}
+	c.Reply = out
+	v.w.Header().Set("Hangup-Call", c.ID)
+
+	ctx, lease := s.o.Calls.Begin(c)
+	out.ctx, out.gone = ctx, lease.Drop
+	stop := connwatch.AfterHangUp(v.r.Context(), lease.Drop)
+	err := s.o.Calls.Do(ctx, c)
+	stop()
+	out.end(err == nil)
+	switch {
+	case err == nil:
+	case out.begun, errors.Is(err, call.ErrHungUp):
+		abort()
+	default:
+		s.end(v, c, err)
+	}
+}
+
+// refuse turns a call away that has not begun.
+func (s *server) refuse(v *visit, c *call.Call, err error) {
+	s.o.Calls.Refuse(c, err)
+	if errors.Is(err, call.ErrHungUp) {
+		abort()
+	}
+	v.w.Header().Set("Hangup-Call", c.ID)
+	s.end(v, c, err)
+}
+
+// end replies to a call that ended without a result.
+func (s *server) end(v *visit, c *call.Call, err error) {
+	v.w.Header().Set("Server-Timing", s.timing(c, false))
+	s.fail(v, c, err)
+}
+
+// abort closes the connection without another byte. A reply that has begun
+// cannot say anything else, and a caller who hung up gets nothing.
+func abort() { panic(http.ErrAbortHandler) }
+
+// timing is the value of Server-Timing, from the same record that GET /calls shows.
+func (s *server) timing(c *call.Call, queueOnly bool) string {
+	now := time.Now()
+	queue, run := now.Sub(c.At), time.Duration(0)
+	if rec, ok := s.o.Calls.Get(c.ID); ok {
+		end := now
+		if rec.EndedAt != nil {
+			end = *rec.EndedAt
+		}
+		queue = end.Sub(rec.QueuedAt)
+		if rec.StartedAt != nil {
+			queue, run = rec.StartedAt.Sub(rec.QueuedAt), end.Sub(*rec.StartedAt)
+		}
+	}
+	if queueOnly {
+		return fmt.Sprintf("queue;dur=%.3f", milliseconds(queue))
+	}
+	return fmt.Sprintf("queue;dur=%.3f, run;dur=%.3f", milliseconds(queue), milliseconds(run))
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -1,0 +1,123 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/connwatch"
+)
+
+// streamedFrom is the size, in bytes, from which a reply of known size counts as
+// streamed: more than a socket takes in at once.
+const streamedFrom = 64 << 10
+
+// reply is a [call.Reply] that goes to a ResponseWriter, body untouched.
+//
+// Nothing is on the wire before the first Write. A reply of known size leaves in
+// as few pieces as net/http's buffers allow, a small one in one; of an unknown
+// size every Write is sent at once, because it may be the last for a long time.
+type reply struct {
+	w    http.ResponseWriter
+	conn *http.ResponseController
+	ctx  context.Context // of the call
+	peer context.Context // of the request, for connwatch only
+	gone func()          // says that the caller does not take the reply
+	last func()          // called before the last byte of a known size is written
+	// timing is the value of Server-Timing now: the queue alone, or the run too.
+	timing func(streamed bool) string
+
+	begun   bool
+	size    int64 // -1: unknown
+	written int64
+	stop    func() bool   // of the wake-up when the call ends
+	woken   chan struct{} // closed by it
+	done    func()        // of the watch on a peer that vanishes in the middle
+}
+
+// Head begins the reply.
+func (p *reply) Head(h call.Head) error {
+	switch {
+	case p.begun:
+		return fmt.Errorf("%w: it began its reply twice", call.ErrBadWorker)
+	case p.ctx.Err() != nil:
+		return context.Cause(p.ctx)
+	case !validValue(h.ContentType):
+		return fmt.Errorf("%w: its content type %q cannot be sent", call.ErrBadWorker, clip(h.ContentType))
+	}
+	p.begun, p.size = true, h.Size
+	p.woken, p.done = make(chan struct{}), func() {}
+	p.stop = context.AfterFunc(p.ctx, func() {
+		_ = p.conn.SetWriteDeadline(past)
+		close(p.woken)
+	})
+	if h.Size < 0 || h.Size > streamedFrom {
+		p.done = connwatch.Streaming(p.peer)
+	}
+	header := p.w.Header()
+	header["Content-Type"] = nil // as the work said, never guessed
+	if h.ContentType != "" {
+		header.Set("Content-Type", h.ContentType)
+	}
+	if h.Size >= 0 {
+		header.Set("Content-Length", strconv.FormatInt(h.Size, 10))
+	}
+	header.Set("Server-Timing", p.timing(h.Size < 0))
+	return nil
+}
+
+// Write sends a part of the body.
+func (p *reply) Write(b []byte) (int, error) {
+	if !p.begun {
+		return 0, errors.New("cannot write a reply before its head")
+	}
+	if len(b) == 0 {
+		return 0, nil
+	}
+	p.written += int64(len(b))
+	if p.size >= 0 && p.written > p.size {
+		return 0, fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
+	}
+	if p.written == p.size {
+		p.last()
+	}
+	n, err := p.w.Write(b)
+	if err == nil && p.size < 0 {
+		err = p.conn.Flush()
+	}
+	if err != nil {
+		p.gone() // unless the call has ended for another reason before
+		return n, context.Cause(p.ctx)
+	}
+	return n, nil
+}
+
+// end lets go of the connection. complete says that the whole result is in; a
+// call that ends at that very moment must not tear it any more.
+func (p *reply) end(complete bool) {
+	if !p.begun {
+		return
+	}
+	p.done()
+	if p.stop() {
+		return
+	}
+	<-p.woken
+	if complete {
+		_ = p.conn.SetWriteDeadline(time.Time{})
+	}
+}
+
+// validValue tells whether v can be the value of a header.
+func validValue(v string) bool {
+	for i := range len(v) {
+		if v[i] < ' ' && v[i] != '\t' || v[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}

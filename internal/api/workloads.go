@@ -1,0 +1,65 @@
+package api
+
+import (
+	"net/http"
+	"time"
+
+	"example.com/hangup/internal/event"
+)
+
+// The members of GET /workloads.
+type (
+	standing struct {
+		ServerPid     int        `json:"server_pid"`
+		SupervisorPid int        `json:"supervisor_pid"`
+		Containment   string     `json:"containment"`
+		Isolation     string     `json:"isolation"`
+		Workloads     []workload `json:"workloads"`
+	}
+	workload struct {
+		Name    string   `json:"name"`
+		Kind    string   `json:"kind"`
+		Limit   int      `json:"limit"`
+		Spares  int      `json:"spares"`
+		Queued  int      `json:"queued"`
+		Workers []worker `json:"workers"`
+		State   string   `json:"state"`
+		Reason  string   `json:"reason"`
+	}
+	worker struct {
+		Pid     int               `json:"pid"`
+		ShimPid int               `json:"shim_pid"`
+		State   event.WorkerState `json:"state"`
+		Calls   int               `json:"calls"`
+		Age     float64           `json:"age_s"` // seconds since it was started
+		RSS     int64             `json:"rss"`   // bytes
+	}
+)
+
+// listWorkloads answers GET /workloads with what the caller may see.
+func (s *server) listWorkloads(v *visit) {
+	all := standing{
+		ServerPid: s.o.ServerPid, SupervisorPid: s.o.SupervisorPid,
+		Containment: s.o.Containment, Isolation: s.o.Isolation, Workloads: []workload{},
+	}
+	for _, p := range s.o.Workloads() {
+		if v.caller.may(p.Name) {
+			all.Workloads = append(all.Workloads, view(p))
+		}
+	}
+	s.writeJSON(v, http.StatusOK, all)
+}
+
+func view(p event.Pool) workload {
+	w := workload{
+		Name: p.Name, Kind: p.Kind, Limit: p.Limit, Spares: p.Spares, Queued: p.Queued,
+		Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
+	}
+	for _, one := range p.Workers {
+		w.Workers = append(w.Workers, worker{
+			Pid: one.Pid, ShimPid: one.ShimPid, State: one.State, Calls: one.Calls,
+			Age: time.Since(one.Since).Round(time.Millisecond).Seconds(), RSS: one.RSS,
+		})
+	}
+	return w
+}

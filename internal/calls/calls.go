@@ -1,0 +1,256 @@
+// Package calls knows every call that is queued or runs, who owns it, and the
+// recent past.
+//
+// A call belongs to its owners, not to a goroutine. An owner holds a [Lease];
+// when the last lease is dropped the call's context is cancelled with
+// call.ErrHungUp: that is the hang-up. Operators and the drain cancel directly.
+// The first cause wins, and it is the one [context.Cause] tells.
+//
+// The package has no goroutine of its own; a mutex guards the maps. It imports
+// call and event.
+package calls
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/event"
+)
+
+// Past is how many ended calls are remembered where [Options] does not say.
+const Past = 1000
+
+// Options say what a Registry works with.
+type Options struct {
+	Door call.Doer  // where the work is done
+	Emit event.Sink // hears how calls end; must not call back
+	Past int        // ended calls remembered; 0: [Past]
+}
+
+// Registry is the set of calls a server knows. Its methods may be called from
+// any goroutine.
+type Registry struct {
+	door call.Doer
+	emit event.Sink
+	base context.Context
+
+	mu    sync.Mutex
+	live  map[string]*entry
+	known map[string]*entry // live and remembered
+	past  []*entry          // a ring: the oldest is at next once it is full
+	next  int
+	quiet chan struct{} // closed while nothing is live
+}
+
+// entry is one call; mu of the registry guards what changes.
+type entry struct {
+	record Record
+	cancel context.CancelCauseFunc
+	leases int
+}
+
+// New makes a Registry whose calls all end, at the latest, when ctx does.
+func New(ctx context.Context, o Options) *Registry {
+	if o.Past == 0 {
+		o.Past = Past
+	}
+	quiet := make(chan struct{})
+	close(quiet)
+	return &Registry{
+		door: o.Door, emit: o.Emit, base: ctx,
+		live: map[string]*entry{}, known: map[string]*entry{}, past: make([]*entry, 0, o.Past),
+		quiet: quiet,
+	}
+}
+
+// Lease is one owner's hold on a call.
+type Lease struct {
+	r    *Registry
+	e    *entry
+	once sync.Once
+}
+
+// Drop gives the lease up: the owner is gone. Dropping it again does nothing.
+func (l *Lease) Drop() {
+	l.once.Do(func() {
+		l.r.mu.Lock()
+		l.e.leases--
+		last := l.e.leases == 0
+		l.r.mu.Unlock()
+		if last {
+			l.e.cancel(call.ErrHungUp)
+		}
+	})
+}
+
+// Begin registers c, with one owner, takes what it emits, and returns the
+// context its work runs under. That context never comes from the request: it ends when the last lease
+// is dropped, when someone cancels the call, or with the server.
+// Every call begun must be handed to [Registry.Do] once.
+func (r *Registry) Begin(c *call.Call) (context.Context, *Lease) {
+	ctx, cancel := context.WithCancelCause(r.base)
+	e := &entry{record: newRecord(c), cancel: cancel, leases: 1}
+	c.Emit = r.emit
+	r.mu.Lock()
+	if len(r.live) == 0 {
+		r.quiet = make(chan struct{})
+	}
+	r.live[c.ID] = e
+	r.known[c.ID] = e
+	r.mu.Unlock()
+	return ctx, &Lease{r: r, e: e}
+}
+
+// Do has the call done, and records how it ended. It returns what the door
+// returned: nil, or the cause.
+func (r *Registry) Do(ctx context.Context, c *call.Call) error {
+	err := r.door.Do(ctx, c)
+	r.end(c, err)
+	return err
+}
+
+// Refuse records a call that was turned away before [Registry.Begin].
+func (r *Registry) Refuse(c *call.Call, cause error) {
+	e := &entry{record: newRecord(c), cancel: func(error) {}}
+	r.mu.Lock()
+	r.known[c.ID] = e
+	r.mu.Unlock()
+	r.end(c, cause)
+}
+
+func (r *Registry) end(c *call.Call, cause error) {
+	now := time.Now()
+	outcome := call.Outcome(cause)
+
+	r.mu.Lock()
+	e := r.known[c.ID]
+	e.record.State = "ended"
+	e.record.Outcome = outcome
+	e.record.EndedAt = &now
+	ended := event.CallEnded{
+		Call: c.ID, Workload: c.Workload, Task: c.Task, Caller: c.Caller,
+		Outcome: outcome, Cause: cause, At: now,
+	}
+	ended.Waited, ended.Ran = e.record.durations(now)
+	var evidence *event.Cancel
+	if outcome == event.Cancelled && e.record.StartedAt == nil {
+		evidence = neverStarted(cause, now)
+		e.record.Cancel = evidence
+	}
+	delete(r.live, c.ID)
+	if len(r.live) == 0 {
+		select {
+		case <-r.quiet: // a refused call: it was never live
+		default:
+			close(r.quiet)
+		}
+	}
+	r.remember(e)
+	r.mu.Unlock()
+
+	e.cancel(context.Canceled) // frees what hangs on the context
+	r.emit(ended)
+	if evidence != nil {
+		r.emit(event.CallCancelled{Call: c.ID, Workload: c.Workload, Cancel: *evidence})
+	}
+}
+
+// neverStarted is the evidence for a call that left before it had a worker.
+func neverStarted(cause error, at time.Time) *event.Cancel {
+	return &event.Cancel{
+		By: call.CancelledBy(cause), NoticedAt: at,
+		Stop: event.Stop{Empty: true, Proof: "never-started"},
+	}
+}
+
+// remember puts an ended call into the bounded past.
+func (r *Registry) remember(e *entry) {
+	if len(r.past) < cap(r.past) {
+		r.past = append(r.past, e)
+		return
+	}
+	delete(r.known, r.past[r.next].record.ID)
+	r.past[r.next] = e
+	r.next = (r.next + 1) % len(r.past)
+}
+
+// Cancel ends a call for an operator. It is false when no such call is queued
+// or running.
+func (r *Registry) Cancel(id string) bool {
+	r.mu.Lock()
+	e := r.live[id]
+	r.mu.Unlock()
+	if e == nil {
+		return false
+	}
+	e.cancel(call.ErrCancelled)
+	return true
+}
+
+// CancelAll ends every call that is queued or runs, with the given cause.
+func (r *Registry) CancelAll(cause error) {
+	r.mu.Lock()
+	cancels := make([]context.CancelCauseFunc, 0, len(r.live))
+	for _, e := range r.live {
+		cancels = append(cancels, e.cancel)
+	}
+	r.mu.Unlock()
+	for _, cancel := range cancels {
+		cancel(cause)
+	}
+}
+
+// Quiet returns a channel that is closed when no call is queued or runs. A call
+// begun after it was asked for does not count.
+func (r *Registry) Quiet() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.quiet
+}
+
+// Get returns the record of one call, if it is still known.
+func (r *Registry) Get(id string) (Record, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.known[id]
+	if e == nil {
+		return Record{}, false
+	}
+	return e.record, true
+}
+
+// List returns the records of all calls known, in the order of arrival.
+func (r *Registry) List() []Record {
+	r.mu.Lock()
+	list := make([]Record, 0, len(r.known))
+	for _, e := range r.known {
+		list = append(list, e.record)
+	}
+	r.mu.Unlock()
+	sortByArrival(list)
+	return list
+}
+
+// Sink keeps the records up to date with what the rooms below report.
+func (r *Registry) Sink(ev event.Event) {
+	switch ev := ev.(type) {
+	case event.CallStarted:
+		r.update(ev.Call, func(rec *Record) {
+			rec.State = "running"
+			rec.WorkerPid = ev.Pid
+			rec.StartedAt = &ev.At
+		})
+	case event.CallCancelled:
+		r.update(ev.Call, func(rec *Record) { rec.Cancel = &ev.Cancel })
+	}
+}
+
+func (r *Registry) update(id string, f func(*Record)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.known[id]; e != nil {
+		f(&e.record)
+	}
+}

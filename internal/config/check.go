@@ -1,0 +1,99 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// check looks at what each key cannot see by itself.
+func (d *decoder) check(c *Config) {
+	d.checkListen(c)
+	d.checkTokens(c)
+	if _, given := d.given["workloads"]; !given && len(d.faults) == 0 {
+		d.faults = append(d.faults, d.src.fault(1, 1, "workloads is missing: a server without work has nothing to serve; `hangup init` writes a starter"))
+	} else if given && len(c.Workloads) == 0 && len(d.faults) == 0 {
+		d.faultAt("workloads", "is empty: declare at least one")
+	}
+	for _, w := range c.Workloads {
+		d.checkWorkload(&w)
+	}
+}
+
+func (d *decoder) checkListen(c *Config) {
+	_, tokensGiven := d.given["auth.tokens"]
+	faultyTokens := tokensGiven && len(d.faults) > 0 // they are told of, and will be there
+	anyone := len(c.Auth.Tokens) == 0 && !faultyTokens && !c.Auth.Off
+	first := map[string]bool{}
+	for i, addr := range c.Listen {
+		at := fmt.Sprintf("listen[%d]", i)
+		if _, given := d.given[at]; !given {
+			continue // the default
+		}
+		if first[addr] && !strings.HasSuffix(addr, ":0") {
+			d.faultAt(at, "%s stands in the list already: remove one", addr)
+		}
+		first[addr] = true
+		if anyone && !loopback(addr) {
+			d.faultAt(at, "%s can be reached from other machines, and anyone could run work: add auth.tokens, or write `auth: none` if that is meant", addr)
+		}
+	}
+}
+
+// loopback tells whether only this machine can reach addr, which is host:port.
+func loopback(addr string) bool {
+	name, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return false
+	}
+	if strings.EqualFold(name, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(name)
+	return err == nil && ip.Unmap().IsLoopback()
+}
+
+func (d *decoder) checkTokens(c *Config) {
+	for i, t := range c.Auth.Tokens {
+		at := fmt.Sprintf("auth.tokens[%d]", i)
+		for _, other := range c.Auth.Tokens[:i] {
+			if t.Name == other.Name {
+				d.faultAt(at+".name", "%s names another token already", quote(t.Name))
+			}
+			if t.SHA256 == other.SHA256 {
+				d.faultAt(at+".sha256", "this is the token of %s already: who of the two called could not be told", quote(other.Name))
+			}
+		}
+		for j, name := range t.Workloads {
+			known := slices.ContainsFunc(c.Workloads, func(w Workload) bool { return w.Name == name })
+			if _, given := d.given[at+".workloads"]; given && name != "*" && !known {
+				d.faultAt(fmt.Sprintf("%s.workloads[%d]", at, j), "no workload is named %s: %s", quote(name), remedy(name, append(names(c.Workloads), `"*"`)))
+			}
+		}
+	}
+}
+
+func names(ws []Workload) []string {
+	all := make([]string, len(ws))
+	for i, w := range ws {
+		all[i] = w.Name
+	}
+	return all
+}
+
+func (d *decoder) checkWorkload(w *Workload) {
+	path := join("workloads", w.Name)
+	if _, given := d.given[join(path, "command")]; !given {
+		d.fault(d.given[path].key, "%s: command is missing: write the argv that starts a worker, as [python3, worker.py]", path)
+	}
+	for i, name := range w.PassEnv {
+		at := fmt.Sprintf("%s.pass_env[%d]", path, i)
+		if _, both := w.Env[name]; both {
+			d.faultAt(at, "%s is set in env already: remove one", name)
+		} else if slices.Contains(w.PassEnv[:i], name) {
+			d.faultAt(at, "%s stands in the list already: remove one", name)
+		}
+	}
+}

@@ -1,0 +1,194 @@
+// Package config knows the config file: what it may say, the defaults, and how
+// to refuse the rest with file, line, column and a remedy. It is the one place
+// that knows YAML. A [Config] is validated once and immutable from then on.
+//
+// A file goes through three steps, each of which reports every fault it can
+// find: source.go turns bytes into a tree, schema.go walks the tree with one row
+// a key, check.go looks at what only makes sense together.
+//
+// The package has no goroutine and imports nothing of this module.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Bounds on what a file may ask for. They are far from any real use: they turn a
+// slip of the finger into a message instead of a machine that is out of memory.
+const (
+	MaxFile        = 256 << 10 // bytes of the file itself
+	MaxWorkers     = 10_000    // workers, and as many spares, of one workload
+	MaxQueue       = 1_000_000 // calls in one queue
+	MaxConnections = 1_000_000
+)
+
+// Config is a whole config file, with every default filled in.
+type Config struct {
+	Listen         []string // "host:port"; default 127.0.0.1:8080
+	Hosts          []string // Host names served beside loopback names and the listen addresses; none
+	TrustedProxies []string // networks; none, and none can be given in this version
+	Auth           Auth
+	Limits         Limits
+	Spool          Spool
+	Drain          time.Duration // what running calls get after SIGTERM; 8s
+	Containment    Containment
+	Log            Log
+	Workloads      []Workload // in the order of the file; at least one
+
+	// File is the path the config was read from; Dir is its folder, absolute.
+	File, Dir string
+}
+
+// Auth is who may call. Off is true where the file says `auth: none`. By default
+// it is false and there are no tokens: then every address is a loopback one.
+type Auth struct {
+	Off    bool
+	Tokens []Token
+}
+
+// Token lets its bearer do some things to some workloads.
+type Token struct {
+	Name      string   // unique
+	SHA256    [32]byte // of the token
+	Allow     []string // execute, observe, operate; at least one
+	Workloads []string // names, or "*"; default "*"
+}
+
+// Limits hold for the whole server.
+type Limits struct {
+	Body        int64         // bytes of one call's input, at least 1; 16 MiB
+	BodyTimeout time.Duration // for a whole body to arrive, above 0; 30s
+	Connections int           // open at once, at least 1; 10000
+}
+
+// Spool is where inputs too large for memory wait.
+type Spool struct {
+	Dir string // absolute; "", the default, is the system's temporary directory
+	Max int64  // bytes, for all calls together; 1 GiB; 0: nothing is spooled
+}
+
+// Containment is how surely the trees must be held.
+type Containment struct {
+	Minimum string // process-group or subreaper, the default
+	Cgroup  string // auto, the default, or never
+}
+
+// Log is the server's own log on stderr.
+type Log struct {
+	Format string // json, the default, or text
+	Level  string // debug, info, the default, warn or error
+}
+
+// Workload is one named kind of work.
+type Workload struct {
+	Name          string            // [a-z0-9][a-z0-9_-]{0,62}
+	Kind          string            // worker
+	Command       []string          // an argv, at least one element; no default
+	Dir           string            // absolute; default: the config file's folder
+	Env           map[string]string // none
+	PassEnv       []string          // names, taken from the server's own environment; none
+	NewPrivileges bool              // lets set-user-ID programs work; false
+	Workers       int               // calls that run at once; the default, and 0 in the file, is one a CPU; never 0 here
+	Spares        int               // idle workers beyond that; 1
+	Queue         Queue
+	Timeout       time.Duration // of one call, from its start; 5m; 0: none
+	StartTimeout  time.Duration // from the start of a worker until it is ready, above 0; 30s
+	Stop          Stop
+	OnHangup      OnHangup
+	Limits        WorkLimits
+}
+
+// Queue is where calls wait for a worker.
+type Queue struct {
+	Length int           // calls; 100; 0: a call that finds no free worker is refused
+	Wait   time.Duration // of one call; 30s
+}
+
+// Stop is the stop sequence.
+type Stop struct {
+	Cooperative time.Duration  // for the acknowledgement; 0, the default: the step is left out
+	Signal      syscall.Signal // to the main process; SIGTERM
+	Grace       time.Duration  // for the main process to exit; 1s
+}
+
+// OnHangup is what a caller may ask for when it goes away.
+type OnHangup struct {
+	Allow     []string      // cancel, and nothing else in this version
+	ResultTTL time.Duration // how long the result of a call without an owner is kept; 5m
+}
+
+// WorkLimits bound one worker or one call.
+type WorkLimits struct {
+	Output int64 // bytes of one call's result; 64 MiB; 0: none
+}
+
+// Load reads and checks the config file at path. An error is of type [Faults].
+func Load(path string) (*Config, error) {
+	data, err := read(path)
+	if err != nil {
+		return nil, Faults{{File: path, Msg: err.Error()}}
+	}
+	return Parse(path, data)
+}
+
+// read returns at most MaxFile+1 bytes, so that Parse can tell a file that is
+// too long and /dev/zero ends.
+func read(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, readError(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	if err != nil {
+		return nil, readError(err)
+	}
+	return data, nil
+}
+
+func readError(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		err = pe.Err // the path stands before the message already
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return errors.New("cannot read the config: no such file; `hangup init` writes a starter, --config names another file")
+	case errors.Is(err, syscall.EISDIR):
+		return errors.New("cannot read the config: it is a directory; name the file in it")
+	default:
+		return fmt.Errorf("cannot read the config: %v", err)
+	}
+}
+
+// Parse checks the config data, which was read from file: relative paths in it
+// start at the folder of file. An error is of type [Faults].
+func Parse(file string, data []byte) (*Config, error) {
+	abs, err := filepath.Abs(file)
+	if err != nil {
+		return nil, Faults{{File: file, Msg: fmt.Sprintf("cannot find its folder: %v", err)}}
+	}
+	src := newSource(file, data)
+	root, faults := src.parse()
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	c := defaults()
+	c.File, c.Dir = file, filepath.Dir(abs)
+
+	d := &decoder{src: src, dir: c.Dir, given: map[string]entry{}}
+	schema(&c)(d, "", root)
+	d.check(&c)
+	if len(d.faults) > 0 {
+		d.faults.sort()
+		return nil, d.faults
+	}
+	return &c, nil
+}

@@ -1,0 +1,328 @@
+// Package daemon is the service: it puts the rooms together, runs them until it
+// is told to end, and takes them apart again in the right order.
+//
+// It is the only package that knows all the others. What it does itself is the
+// drain: unready at once, no new calls, the running ones get their time, then
+// the stop sequence; a second signal kills at once.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"example.com/hangup/internal/api"
+	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/calls"
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/connwatch"
+	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/observe"
+	"example.com/hangup/internal/pool"
+	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/spool"
+	"github.com/google/uuid"
+)
+
+// The limits of a connection that no key of the config sets.
+const (
+	// HeaderTimeout is how long a caller may take for the headers of a request.
+	HeaderTimeout = 10 * time.Second
+	// IdleTimeout is how long a connection may be kept between two requests.
+	IdleTimeout = 2 * time.Minute
+	// HeaderMax is how large the headers of a request may be, in bytes.
+	HeaderMax = 64 << 10
+	// lastTrees is how long the trees have to be gone at the end of a drain, after
+	// their grace. What is left then is the supervisor's.
+	lastTrees = 700 * time.Millisecond
+	// lastReplies is how long the replies of the last calls have to get out at
+	// the end of a drain.
+	lastReplies = 500 * time.Millisecond
+)
+
+// Containment and isolation in force. The layers that make more of them come
+// with the cgroup probe.
+const (
+	containment = "subreaper"
+	isolation   = "none"
+)
+
+// Options say what a server runs with.
+type Options struct {
+	Config     *config.Config
+	Shim       string           // path of the shim program
+	Supervisor *os.File         // the socket to the supervisor; nil: there is none
+	Signals    <-chan os.Signal // SIGTERM and SIGINT drain, the second one kills
+	Stderr     io.Writer        // the log goes here
+	Version    string
+}
+
+// server is a running service.
+type server struct {
+	o      Options
+	log    *slog.Logger
+	host   *proc.Host
+	pools  []*pool.Pool
+	byName map[string]*pool.Pool
+	calls  *calls.Registry
+	http   *http.Server
+	watch  *connwatch.Watcher
+
+	draining atomic.Bool
+	booted   atomic.Bool // every pool has been up or has failed once
+}
+
+// Run serves until ctx ends or a signal comes, drains, and returns when nothing
+// of it is left. It returns nil after a drain.
+func Run(ctx context.Context, o Options) (err error) {
+	buffer := observe.NewBuffer(o.Stderr)
+	defer buffer.Close()
+	s := &server{o: o, log: observe.NewLogger(buffer, o.Config.Log.Format, o.Config.Log.Level), byName: map[string]*pool.Pool{}}
+
+	bodies, err := spool.Open(o.Config.Spool.Dir, o.Config.Spool.Max)
+	if err != nil {
+		return err
+	}
+	defer bodies.Close()
+	listeners, err := listen(ctx, o.Config.Listen)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range listeners {
+			l.Close()
+		}
+	}()
+	if s.watch, err = connwatch.New(); err != nil {
+		return err
+	}
+	defer s.watch.Close()
+	if s.host, err = proc.Open(proc.Options{Shim: o.Shim, Supervisor: o.Supervisor}); err != nil {
+		return err
+	}
+	defer s.host.Close()
+
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	observer := observe.New(observe.Options{
+		Log: s.log, Workloads: names(o.Config), Pools: s.snapshots, Level: containment, Isolation: isolation,
+	})
+	seen := observer.Sink()
+	emit := func(e event.Event) {
+		s.calls.Sink(e)
+		seen(e)
+	}
+	s.calls = calls.New(work, calls.Options{Door: s, Emit: emit})
+	for _, w := range o.Config.Workloads {
+		p := s.open(work, w, emit)
+		s.pools = append(s.pools, p)
+		s.byName[w.Name] = p
+	}
+
+	supervisor := 0
+	if o.Supervisor != nil {
+		supervisor = os.Getppid()
+	}
+	s.http = &http.Server{
+		Handler: api.New(api.Options{
+			Config: o.Config, Calls: s.calls, Spool: bodies, Workloads: s.snapshots, Metrics: observer.Handler(),
+			Ready: s.ready, Containment: containment, Isolation: isolation,
+			ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
+		}),
+		ConnContext: s.watch.ConnContext, ConnState: s.watch.ConnState,
+		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
+		ErrorLog: log.New(httpLog{s.log}, "", 0),
+	}
+	s.logStart(listeners, supervisor)
+	return s.serve(ctx, listeners)
+}
+
+// newID makes a call's id: a UUIDv7, which sorts by time.
+func newID() string { return uuid.Must(uuid.NewV7()).String() }
+
+func names(c *config.Config) []string {
+	var list []string
+	for _, w := range c.Workloads {
+		list = append(list, w.Name)
+	}
+	return list
+}
+
+// listen opens every address, or none.
+func listen(ctx context.Context, addresses []string) (list []net.Listener, err error) {
+	for _, a := range addresses {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a)
+		if err != nil {
+			for _, open := range list {
+				open.Close()
+			}
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return nil, fmt.Errorf("cannot listen on %s: another program does; stop it, or change `listen`", a)
+			}
+			return nil, fmt.Errorf("cannot listen on %s: %w", a, err)
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+// Do is the one door: it finds the pool of a call's workload.
+func (s *server) Do(ctx context.Context, c *call.Call) error {
+	p := s.byName[c.Workload]
+	if p == nil {
+		return fmt.Errorf("%w: %q", call.ErrNoSuchWorkload, c.Workload)
+	}
+	return p.Do(ctx, c)
+}
+
+// snapshots tells how every pool stands, in the order of the config.
+func (s *server) snapshots() []event.Pool {
+	list := make([]event.Pool, 0, len(s.pools))
+	for _, p := range s.pools {
+		list = append(list, p.Snapshot())
+	}
+	return list
+}
+
+// ready is nil when the server can take calls: it is not draining, every
+// workload has got over its first start, and not all of them are down.
+func (s *server) ready() error {
+	if s.draining.Load() {
+		return call.ErrDraining
+	}
+	pools := s.snapshots()
+	is := func(state string) func(event.Pool) bool {
+		return func(p event.Pool) bool { return p.State == state }
+	}
+	if !s.booted.Load() {
+		if i := slices.IndexFunc(pools, is("starting")); i >= 0 {
+			return fmt.Errorf("%w: %s: %s", call.ErrDown, pools[i].Name, pools[i].Reason)
+		}
+		s.booted.Store(true)
+	}
+	if !slices.ContainsFunc(pools, func(p event.Pool) bool { return p.State != "down" }) {
+		return fmt.Errorf("%w: %s: %s", call.ErrDown, pools[0].Name, pools[0].Reason)
+	}
+	return nil
+}
+
+// serve runs until something ends it.
+func (s *server) serve(ctx context.Context, listeners []net.Listener) error {
+	failed := make(chan error, len(listeners))
+	var serving sync.WaitGroup
+	for _, l := range listeners {
+		serving.Go(func() { failed <- s.http.Serve(l) })
+	}
+	defer serving.Wait()
+	var cause error
+	for waiting := true; waiting; {
+		select {
+		case <-ctx.Done():
+			waiting = false
+		case cause = <-failed:
+			waiting = false
+		case sig := <-s.o.Signals:
+			if sig == syscall.SIGHUP {
+				s.log.Warn("SIGHUP: this version cannot reload its config; restart it")
+				continue
+			}
+			s.log.Info("draining", "signal", sig.String(), "drain", s.o.Config.Drain.String())
+			waiting = false
+		}
+	}
+	s.drain()
+	return cause
+}
+
+// drain takes the service down: see the package comment.
+func (s *server) drain() {
+	s.draining.Store(true)
+	for _, p := range s.pools {
+		p.Drain()
+	}
+	now := make(chan struct{}) // closed by a second signal
+	ended := make(chan struct{})
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		for {
+			select {
+			case <-ended:
+				return
+			case sig := <-s.o.Signals:
+				if sig == syscall.SIGHUP {
+					continue
+				}
+				s.log.Warn("killing everything", "signal", sig.String())
+				close(now)
+				s.host.Close()
+				return
+			}
+		}
+	})
+	defer waiting.Wait()
+	defer close(ended)
+
+	left := time.NewTimer(s.o.Config.Drain)
+	select {
+	case <-s.calls.Quiet():
+	case <-left.C:
+	case <-now:
+	}
+	left.Stop()
+	s.calls.CancelAll(call.ErrDrained)
+
+	grace := time.Duration(0)
+	for _, w := range s.o.Config.Workloads {
+		grace = max(grace, w.Stop.Cooperative+w.Stop.Grace)
+	}
+	deadline, done := context.WithTimeout(context.Background(), grace+lastTrees)
+	defer done()
+	var pools sync.WaitGroup
+	for _, p := range s.pools {
+		pools.Go(func() {
+			if err := p.Close(deadline); err != nil {
+				s.log.Error("left behind", "error", err)
+			}
+		})
+	}
+	<-s.calls.Quiet()
+	last, cancel := context.WithTimeout(context.Background(), lastReplies)
+	defer cancel()
+	if s.http.Shutdown(last) != nil {
+		s.http.Close()
+	}
+	pools.Wait()
+	s.log.Info("ended")
+}
+
+func (s *server) logStart(listeners []net.Listener, supervisor int) {
+	var addresses []string
+	for _, l := range listeners {
+		addresses = append(addresses, l.Addr().String())
+	}
+	s.log.Info("serving", "version", s.o.Version, "listen", addresses, "pid", os.Getpid(), "supervisor_pid", supervisor,
+		"containment", containment, "isolation", isolation, "workloads", names(s.o.Config))
+	if os.Geteuid() == 0 {
+		s.log.Warn("running as root: the workers are root, too, and nothing keeps them from the rest of the machine",
+			"remedy", "run hangup as an ordinary user")
+	}
+}
+
+// httpLog takes what net/http has to say.
+type httpLog struct{ log *slog.Logger }
+
+func (h httpLog) Write(p []byte) (int, error) {
+	h.log.Debug("http", "message", string(p))
+	return len(p), nil
+}

@@ -1,0 +1,72 @@
+// Package kind holds what every kind of work does alike: the environment a
+// worker gets ([Environ]), what becomes of its stdout and stderr ([Output]), and
+// the stop sequence ([Sequence]). A kind itself is a folder below this one.
+//
+// It imports config, event and proc.
+package kind
+
+import (
+	"os"
+	"slices"
+	"time"
+
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/proc"
+)
+
+// passed are the variables of the server's own environment that every worker gets.
+var passed = []string{"PATH", "HOME", "LANG", "TZ"}
+
+// Environ is the environment of a workload's workers: PATH, HOME, LANG and TZ,
+// what the workload passes and sets, and extra ("NAME=value"), which wins.
+// Nothing else of the server's environment gets through.
+func Environ(w config.Workload, extra ...string) []string {
+	var env []string
+	for _, name := range append(slices.Clone(passed), w.PassEnv...) {
+		if _, set := w.Env[name]; set {
+			continue
+		}
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	for name, value := range w.Env {
+		env = append(env, name+"="+value)
+	}
+	env = append(env, "HANGUP_WORKLOAD="+w.Name)
+	return append(env, extra...)
+}
+
+// Sequence runs the stop sequence on a tree: the signal to its main process,
+// the grace, and then the kill of everything left. It returns when the kill has
+// been ordered; how it went is the tree's verdict. The steps are told as times
+// after decided.
+func Sequence(t *proc.Tree, s config.Stop, decided time.Time) []event.Step {
+	var steps []event.Step
+	step := func(name string) { steps = append(steps, event.Step{Name: name, At: time.Since(decided)}) }
+
+	if s.Grace > 0 {
+		if t.Signal(s.Signal) == nil {
+			step("signal")
+			grace := time.NewTimer(s.Grace)
+			select {
+			case <-t.Exited():
+			case <-grace.C:
+			}
+			grace.Stop()
+		}
+	}
+	step("kill")
+	t.Kill()
+	return steps
+}
+
+// Verdict puts the steps and the verdict on a tree together. What it took
+// counts from decided.
+func Verdict(v proc.Verdict, steps []event.Step, decided time.Time) event.Stop {
+	return event.Stop{
+		Steps: steps, Killed: v.Reaped, Took: time.Since(decided),
+		Empty: v.Empty, Proof: v.Proof, Survivors: v.Survivors,
+	}
+}

@@ -1,0 +1,209 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/wire"
+	"golang.org/x/sys/unix"
+)
+
+// small is the largest execute frame that is written in one go: a pipe takes
+// that much without waiting for its reader.
+const small = 64 << 10
+
+// Do has one call done. It returns promptly when ctx ends, with its cause; the
+// worker is then in doubt until Cancel or Stop.
+func (w *Worker) Do(ctx context.Context, c *call.Call) error {
+	w.talk.Lock()
+	defer w.talk.Unlock()
+	w.seq++
+	w.began = time.Now()
+	w.output.Begin(c.ID)
+	release := w.interruptible(ctx)
+
+	sent := w.send(c)
+	err := w.receive(c)
+	if err != nil && !errors.Is(err, call.ErrFailed) {
+		// The worker will take nothing more.
+		w.requests.SetWriteDeadline(past)
+	}
+	if werr := <-sent; err == nil && werr != nil {
+		err = fmt.Errorf("%w: it replied and did not take the rest of the input: %v", call.ErrBadWorker, werr)
+	}
+	release()
+	w.output.End()
+	if ctx.Err() != nil && call.Outcome(err) != event.Done {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// send writes the call to the worker. A call that fits into the pipe is written
+// before send returns; a larger one by a goroutine of its own, since a worker
+// may reply before it has taken in everything. The channel tells how it went.
+func (w *Worker) send(c *call.Call) <-chan error {
+	done := make(chan error, 1)
+	task := c.Task
+	if task == "" {
+		task = w.tasks[0]
+	}
+	size := c.Input.Size()
+	head, err := wire.AppendHead(nil,
+		"call", c.ID, "task", task, "content-type", c.Input.ContentType(),
+		"size", strconv.FormatInt(size, 10), "traceparent", c.Traceparent)
+	if err != nil {
+		done <- err
+		return done
+	}
+	in := c.Input.Reader()
+	if int64(wire.HeaderSize+len(head))+size <= small {
+		n := len(head) + int(size)
+		w.buf = append(wire.AppendHeader(w.buf[:0], wire.TypeExecute, wire.FlagEnd, w.seq, n), head...)
+		at := len(w.buf)
+		w.buf = append(w.buf, make([]byte, size)...)
+		if _, err := io.ReadFull(in, w.buf[at:]); err != nil {
+			done <- err
+			return done
+		}
+		done <- w.write(w.buf)
+		return done
+	}
+	go func() { done <- w.sendLarge(head, in) }()
+	return done
+}
+
+// sendLarge writes the call in parts.
+func (w *Worker) sendLarge(head []byte, in io.Reader) error {
+	frame := wire.Append(nil, wire.Frame{Type: wire.TypeExecute, ID: w.seq, Payload: head})
+	part := make([]byte, wire.HeaderSize+wire.Chunk)
+	for {
+		if err := w.write(frame); err != nil {
+			return err
+		}
+		n, err := io.ReadFull(in, part[wire.HeaderSize:])
+		var flags uint8
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			flags = wire.FlagEnd
+		case err != nil:
+			return err
+		}
+		wire.AppendHeader(part[:0], wire.TypeChunk, flags, w.seq, n)
+		frame = part[:wire.HeaderSize+n]
+		if flags == wire.FlagEnd {
+			return w.write(frame)
+		}
+	}
+}
+
+// write writes whole frames, and notes when one went out in part only.
+func (w *Worker) write(frames []byte) error {
+	n, err := w.requests.Write(frames)
+	if err != nil && n > 0 {
+		w.cut = true
+	}
+	return err
+}
+
+// receive passes the worker's reply on. It returns when the call has ended.
+func (w *Worker) receive(c *call.Call) error {
+	begun, total := false, int64(0)
+	for {
+		frame, err := w.frames.Next()
+		if err != nil {
+			return w.lost(err)
+		}
+		if frame.ID != w.seq {
+			return fmt.Errorf("%w: a %s frame for call %d while %d runs", call.ErrBadWorker, frame.Type, frame.ID, w.seq)
+		}
+		body := frame.Payload
+		switch {
+		case frame.Type == wire.TypeProgress:
+			if !json.Valid(body) {
+				return fmt.Errorf("%w: a progress that is no JSON", call.ErrBadWorker)
+			}
+			c.Emit(event.CallProgress{Call: c.ID, Workload: c.Workload, JSON: body, At: time.Now()})
+			continue
+		case frame.Type == wire.TypeFailure:
+			return failure(body)
+		case frame.Type == wire.TypeResult && !begun:
+			begun = true
+			if body, err = w.beginReply(c, frame); err != nil {
+				return err
+			}
+		case frame.Type == wire.TypeChunk && begun:
+		default:
+			return fmt.Errorf("%w: a %s frame is not due", call.ErrBadWorker, frame.Type)
+		}
+		total += int64(len(body))
+		if limit := w.o.Workload.Limits.Output; limit > 0 && total > limit {
+			return fmt.Errorf("%w: limits.output: the result is larger than %d bytes", call.ErrLimit, limit)
+		}
+		if len(body) > 0 {
+			if _, err := c.Reply.Write(body); err != nil {
+				return fmt.Errorf("%w: %v", call.ErrHungUp, err)
+			}
+		}
+		if frame.End() {
+			return nil
+		}
+	}
+}
+
+// beginReply sends the head of a result and returns the first part of its body.
+func (w *Worker) beginReply(c *call.Call, frame wire.Frame) ([]byte, error) {
+	head, body, err := wire.SplitHead(frame.Payload)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", call.ErrBadWorker, err)
+	}
+	size := int64(-1)
+	if frame.End() {
+		size = int64(len(body))
+	}
+	if err := c.Reply.Head(call.Head{ContentType: head.Get("content-type"), Size: size}); err != nil {
+		return nil, fmt.Errorf("%w: %v", call.ErrHungUp, err)
+	}
+	return body, nil
+}
+
+// failure is what the work says of its own failing.
+func failure(payload []byte) error {
+	var info wire.FailureInfo
+	if err := json.Unmarshal(payload, &info); err != nil {
+		return fmt.Errorf("%w: a failure that is no JSON: %v", call.ErrBadWorker, err)
+	}
+	return &call.FailureError{Class: info.Error, Message: info.Message, Detail: info.Detail, Members: info.Members}
+}
+
+// lost says why nothing more can be read from the worker.
+func (w *Worker) lost(err error) error {
+	var format *wire.FormatError
+	if errors.As(err, &format) {
+		return fmt.Errorf("%w: %v", call.ErrBadWorker, err)
+	}
+	wait := time.NewTimer(exitWait)
+	defer wait.Stop()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		wait.Reset(0) // the call was ended from this side, or the tree is gone
+	}
+	select {
+	case <-w.tree.Exited():
+		status := w.tree.Status()
+		died := &call.DiedError{Exit: status.Exit, Tail: w.output.Tail()}
+		if status.Exit < 0 {
+			died.Signal = unix.SignalName(status.Signal)
+		}
+		return died
+	case <-wait.C:
+		return fmt.Errorf("%w: it closed its end and runs on", call.ErrBadWorker)
+	}
+}

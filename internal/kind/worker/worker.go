@@ -1,0 +1,261 @@
+// Package worker is the kind `worker`: a long-lived program that takes one call
+// after the other over two inherited pipes, in the protocol of docs/protocol.md.
+//
+// A [Worker] is driven by one goroutine at a time: the call's own while it runs,
+// the pool's when it is to be cancelled or stopped. It imports call, config,
+// event, kind, proc and wire.
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/kind"
+	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/wire"
+)
+
+// exitWait is how long a worker that closed its end of the protocol has to exit
+// before it counts as one that runs on without it, and how long its pipe is read
+// after its whole tree is gone.
+const exitWait = 100 * time.Millisecond
+
+// Options say how to start workers.
+type Options struct {
+	Host     *proc.Host
+	Workload config.Workload
+	Emit     event.Sink
+}
+
+// Worker is one running worker.
+type Worker struct {
+	o        Options
+	tree     *proc.Tree
+	requests *os.File // to the worker
+	replies  *os.File // from it
+	frames   *wire.Reader
+	output   *kind.Output
+	tasks    []string
+
+	talk  sync.Mutex // held by whoever uses the pipes
+	seq   uint64     // the number of the newest call
+	began time.Time  // when it was sent
+	cut   bool       // a frame was written in part: nothing more can be said
+	buf   []byte
+
+	stopped bool // the stop sequence has run
+}
+
+// Start starts a worker and returns when it has said that it is ready. It calls
+// exited once when the main process is gone. A worker that was started and does
+// not become ready before ctx ends is returned with the error: it is to be
+// stopped.
+func Start(ctx context.Context, o Options, exited func()) (*Worker, error) {
+	w := &Worker{o: o}
+	if err := w.spawn(ctx); err != nil {
+		return nil, err
+	}
+	go w.watch(exited)
+	return w, w.handshake(ctx)
+}
+
+// watch ends with the worker's tree.
+func (w *Worker) watch(exited func()) {
+	<-w.tree.Exited()
+	exited()
+	<-w.tree.Done()
+	// Nobody of the tree holds the pipe now. Whoever else was given it does not
+	// keep a call waiting.
+	w.replies.SetReadDeadline(time.Now().Add(exitWait))
+}
+
+// spawn makes the pipes and the process.
+func (w *Worker) spawn(ctx context.Context) error {
+	output, stdout, stderr, err := kind.NewOutput(w.o.Workload.Name, w.o.Emit)
+	if err != nil {
+		return err
+	}
+	theirs := []*os.File{nil, stdout, stderr, nil, nil}
+	defer func() {
+		for _, f := range theirs {
+			if f != nil {
+				f.Close()
+			}
+		}
+	}()
+	fail := func(err error) error {
+		output.Close()
+		w.closePipes()
+		return err
+	}
+	if w.requests, theirs[3], err = kind.Pipe(true); err != nil {
+		return fail(err)
+	}
+	if w.replies, theirs[4], err = kind.Pipe(false); err != nil {
+		return fail(err)
+	}
+	extra := []string{"HANGUP_IN=3", "HANGUP_OUT=4", fmt.Sprint("HANGUP_PROTOCOL=", wire.Version)}
+	if w.o.Workload.Stop.Cooperative > 0 {
+		extra = append(extra, "HANGUP_COOPERATIVE=1")
+	}
+	w.tree, err = w.o.Host.Start(ctx, proc.Spec{
+		Argv: w.o.Workload.Command, Env: kind.Environ(w.o.Workload, extra...), Dir: w.o.Workload.Dir,
+		Files: theirs, NewPrivileges: w.o.Workload.NewPrivileges,
+	})
+	if err != nil {
+		return fail(err)
+	}
+	w.output = output
+	w.output.Start(w.tree.Pid())
+	w.frames = wire.NewReader(w.replies)
+	return nil
+}
+
+// handshake waits for the worker's first frame and checks what it says.
+func (w *Worker) handshake(ctx context.Context) error {
+	release := w.interruptible(ctx)
+	frame, err := w.frames.Next()
+	release()
+	switch {
+	case ctx.Err() != nil:
+		return w.notReady(context.Cause(ctx).Error())
+	case err != nil:
+		var died *call.DiedError
+		if cause := w.lost(err); errors.As(cause, &died) {
+			return w.notReady(died.Error() + " before it was ready")
+		}
+		return w.notReady("it broke the protocol before it was ready: " + err.Error())
+	case frame.Type != wire.TypeReady:
+		return w.notReady(fmt.Sprintf("its first frame is %s, not a ready", frame.Type))
+	}
+	var ready wire.ReadyInfo
+	if err := json.Unmarshal(frame.Payload, &ready); err != nil {
+		return w.notReady("its ready frame is no JSON: " + err.Error())
+	}
+	if ready.Protocol != wire.Version {
+		return w.notReady(fmt.Sprintf("its SDK %q speaks worker protocol %d, this server %d: install the SDK that came with the server",
+			ready.SDK, ready.Protocol, wire.Version))
+	}
+	if len(ready.Tasks) == 0 || slices.Contains(ready.Tasks, "") {
+		return w.notReady("it serves no task, or one without a name")
+	}
+	w.tasks = ready.Tasks
+	return nil
+}
+
+// notReady is why a start failed, with what the worker itself said last.
+func (w *Worker) notReady(why string) error {
+	if tail := w.output.Tail(); tail != "" {
+		lines := strings.Split(tail, "\n")
+		why += "; the last line of its stderr: " + lines[len(lines)-1]
+	}
+	return fmt.Errorf("cannot start a worker: %s", why)
+}
+
+// Pid is the worker's main process.
+func (w *Worker) Pid() int { return w.tree.Pid() }
+
+// ShimPid is the shim above it.
+func (w *Worker) ShimPid() int { return w.tree.ShimPid() }
+
+// Tasks are the names of the tasks the worker serves; there is at least one.
+func (w *Worker) Tasks() []string { return w.tasks }
+
+// RSS is the resident memory of the main process in bytes.
+func (w *Worker) RSS() int64 { return proc.RSS(w.tree.Pid()) }
+
+// past is a deadline that ends any read or write at once.
+var past = time.Unix(1, 0)
+
+// interruptible makes reads and writes return when ctx ends. The returned
+// release undoes that; after it the pipes can be used again.
+func (w *Worker) interruptible(ctx context.Context) (release func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		w.replies.SetReadDeadline(past)
+		w.requests.SetWriteDeadline(past)
+		close(done)
+	})
+	return func() {
+		if stop() {
+			return
+		}
+		<-done
+		w.replies.SetReadDeadline(time.Time{})
+		w.requests.SetWriteDeadline(time.Time{})
+	}
+}
+
+// Cancel tells the worker to stop its call and waits for the acknowledgement.
+// It is nil when the worker has acknowledged that call and has no descendant
+// that was not there before it.
+func (w *Worker) Cancel(ctx context.Context) error {
+	w.talk.Lock()
+	defer w.talk.Unlock()
+	if w.cut {
+		return errors.New("cannot ask the worker: the call was still being sent to it")
+	}
+	defer w.interruptible(ctx)()
+	if err := w.write(wire.Append(w.buf[:0], wire.Frame{Type: wire.TypeCancel, ID: w.seq})); err != nil {
+		return err
+	}
+	for {
+		frame, err := w.frames.Next()
+		switch {
+		case err != nil:
+			return err
+		case frame.ID != w.seq:
+			return call.ErrBadWorker
+		case frame.Type == wire.TypeCancelled:
+			return w.unchanged()
+		}
+	}
+}
+
+// unchanged checks that the worker's tree is as it was before its call.
+func (w *Worker) unchanged() error {
+	n, err := w.tree.StartedSince(w.began)
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		return fmt.Errorf("%d processes were started by the call", n)
+	}
+	return nil
+}
+
+// Stop runs the stop sequence, or waits on if it has run, and returns the
+// verdict on the tree.
+func (w *Worker) Stop(ctx context.Context, decided time.Time) event.Stop {
+	var steps []event.Step
+	if !w.stopped {
+		w.stopped = true
+		steps = kind.Sequence(w.tree, w.o.Workload.Stop, decided)
+	}
+	verdict := w.tree.Wait(ctx)
+	if verdict.Empty {
+		w.talk.Lock() // a Do that is just returning
+		w.closePipes()
+		w.talk.Unlock()
+		w.output.Close()
+	}
+	return kind.Verdict(verdict, steps, decided)
+}
+
+func (w *Worker) closePipes() {
+	for _, f := range []*os.File{w.requests, w.replies} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

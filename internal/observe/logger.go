@@ -1,0 +1,82 @@
+package observe
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+)
+
+// NewLogger makes the server's logger. The format is json, one object a line,
+// or text; the level debug, info, warn or error. An unknown one counts as json
+// or info: config has refused it long before.
+//
+// Whatever strings a record carries, it is one line of valid UTF-8 without
+// control characters. Where w has a Flush method, it is called after every
+// record from warn upwards.
+func NewLogger(w io.Writer, format, level string) *slog.Logger {
+	o := &slog.HandlerOptions{Level: slog.LevelInfo}
+	var l slog.Level
+	if l.UnmarshalText([]byte(level)) == nil {
+		o.Level = l
+	}
+	var h slog.Handler = slog.NewJSONHandler(escaper{w}, o)
+	if format == "text" {
+		h = slog.NewTextHandler(escaper{w}, o)
+	}
+	if f, ok := w.(flusher); ok {
+		h = urgent{h, f}
+	}
+	return slog.New(h)
+}
+
+// escaper escapes the control characters that slog leaves bare and terminals
+// obey: DEL and the C1 set, of which U+009B begins a sequence as ESC [ does. In
+// JSON they can only stand in strings, so the document stays what it is.
+type escaper struct{ w io.Writer }
+
+func (e escaper) Write(p []byte) (int, error) {
+	if bytes.IndexByte(p, 0xc2) < 0 && bytes.IndexByte(p, 0x7f) < 0 {
+		return e.w.Write(p)
+	}
+	out := make([]byte, 0, len(p)+64)
+	for i := 0; i < len(p); i++ {
+		switch {
+		case p[i] == 0x7f:
+			out = append(out, `\u007f`...)
+		case p[i] == 0xc2 && i+1 < len(p) && p[i+1] < 0xa0: // U+0080 to U+009F in UTF-8
+			i++
+			out = fmt.Appendf(out, `\u%04x`, p[i])
+		default:
+			out = append(out, p[i])
+		}
+	}
+	if _, err := e.w.Write(out); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+type flusher interface{ Flush() error }
+
+// urgent flushes what must not wait.
+type urgent struct {
+	slog.Handler
+	out flusher
+}
+
+func (u urgent) Handle(ctx context.Context, r slog.Record) error {
+	if err := u.Handler.Handle(ctx, r); err != nil || r.Level < slog.LevelWarn {
+		return err
+	}
+	return u.out.Flush()
+}
+
+func (u urgent) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return urgent{u.Handler.WithAttrs(attrs), u.out}
+}
+
+func (u urgent) WithGroup(name string) slog.Handler {
+	return urgent{u.Handler.WithGroup(name), u.out}
+}

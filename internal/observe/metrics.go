@@ -1,0 +1,147 @@
+package observe
+
+import (
+	"net/http"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"example.com/hangup/internal/event"
+)
+
+// The upper bounds of the histograms' buckets, in seconds. Calls last from a
+// warm round trip to the default time limit, waits to the default queue.wait,
+// and a kill from one process (half a millisecond) to the 2 s after which a
+// verdict is given without proof.
+var (
+	callBuckets  = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+	queueBuckets = []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
+	killBuckets  = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 1.25, 2, 5, 10}
+)
+
+// outcomes are all the ways a call can end.
+var outcomes = []event.Outcome{
+	event.Done, event.Failed, event.Cancelled, event.TimedOut, event.Crashed, event.Rejected,
+}
+
+// metrics counts events. Its maps do not change after newMetrics, but for lying.
+type metrics struct {
+	registry *prometheus.Registry
+	series   map[string]*series // by workload; "" is for all names not declared
+
+	mu    sync.Mutex
+	lying map[tree]int // killed so far in trees whose verdict was not empty
+}
+
+// series are the metrics of one workload, looked up once.
+type series struct {
+	total    map[event.Outcome]prometheus.Counter
+	accepted prometheus.Counter
+	call     prometheus.Observer
+	queue    prometheus.Observer
+	kill     prometheus.Observer
+	killed   prometheus.Counter
+}
+
+type tree struct {
+	workload string
+	worker   uint64
+}
+
+func newMetrics(o Options) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		series:   make(map[string]*series, len(o.Workloads)+1),
+		lying:    map[tree]int{},
+	}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(v)
+		return v
+	}
+	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"workload"})
+		m.registry.MustRegister(v)
+		return v
+	}
+	var (
+		total = counter("hangup_calls_total", "Calls that have ended, by outcome.", "workload", "outcome")
+		acc   = counter("hangup_calls_accepted_total", "Calls that were not rejected: started, or ended otherwise.", "workload")
+		call  = histogram("hangup_call_seconds", "From a call's headers to its end, rejected calls left out.", callBuckets)
+		queue = histogram("hangup_queue_seconds", "From a call's place in the queue to its worker, body included.", queueBuckets)
+		kill  = histogram("hangup_kill_seconds", "From the decision to stop a worker to its tree verified empty.", killBuckets)
+		dead  = counter("hangup_killed_processes_total", "Processes reaped from trees that were stopped.", "workload")
+	)
+	for _, name := range append([]string{""}, o.Workloads...) {
+		s := &series{
+			total: make(map[event.Outcome]prometheus.Counter, len(outcomes)), accepted: acc.WithLabelValues(name),
+			call: call.WithLabelValues(name), queue: queue.WithLabelValues(name),
+			kill: kill.WithLabelValues(name), killed: dead.WithLabelValues(name),
+		}
+		for _, outcome := range outcomes {
+			s.total[outcome] = total.WithLabelValues(name, string(outcome))
+		}
+		m.series[name] = s
+	}
+	containment := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "hangup_containment", Help: "1: the containment and isolation in force.",
+		ConstLabels: prometheus.Labels{"level": o.Level, "isolation": o.Isolation},
+	})
+	containment.Set(1)
+	m.registry.MustRegister(
+		containment, poolCollector{o.Pools},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	return m
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+}
+
+func (m *metrics) of(workload string) *series {
+	if s := m.series[workload]; s != nil {
+		return s
+	}
+	return m.series[""]
+}
+
+func (m *metrics) count(e event.Event) {
+	switch e := e.(type) {
+	case event.CallStarted:
+		s := m.of(e.Workload)
+		s.accepted.Inc()
+		s.queue.Observe(e.Waited.Seconds())
+	case event.CallEnded:
+		s := m.of(e.Workload)
+		if e.Outcome != event.Rejected {
+			if e.Ran == 0 { // it was never started: nobody has counted it yet
+				s.accepted.Inc()
+			}
+			s.call.Observe((e.Waited + e.Ran).Seconds())
+		}
+		s.total[e.Outcome].Inc()
+	case event.TreeStopped:
+		m.countStop(e)
+	}
+}
+
+// countStop counts a tree's dead once, though a verdict that was not empty is
+// followed by another with all of them.
+func (m *metrics) countStop(e event.TreeStopped) {
+	s, t := m.of(e.Workload), tree{e.Workload, e.Worker}
+	m.mu.Lock()
+	before := m.lying[t]
+	if e.Stop.Empty {
+		delete(m.lying, t)
+	} else {
+		m.lying[t] = max(before, e.Stop.Killed)
+	}
+	m.mu.Unlock()
+	s.killed.Add(float64(max(0, e.Stop.Killed-before)))
+	if e.Stop.Empty {
+		s.kill.Observe(e.Stop.Took.Seconds())
+	}
+}

@@ -1,0 +1,94 @@
+package proc
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/hangup/internal/reap"
+)
+
+// tick is the unit of a process's start time in /proc/PID/stat: USER_HZ, which
+// is 100 on every architecture Go runs on.
+const tick = 10 * time.Millisecond
+
+// Process is one process as the kernel shows it.
+type Process struct {
+	Pid, Parent, Session int
+	State                string // the letter of /proc/PID/stat
+	Started              int64  // ticks of 10 ms since boot; with Pid, it names the process for good
+	Command              string // the command line, or the name where there is none
+}
+
+// Look shows root and every process below it, each after its parent, as they are
+// now. It is a look, not a proof: the tree may change while it is read. A root
+// that is not there makes an empty list.
+func Look(root int) []Process {
+	var list []Process
+	for _, pid := range append([]int{root}, reap.Descendants(root)...) {
+		if p, ok := look(pid); ok {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// There tells whether p, and not another process with its number, is still
+// there, be it as a zombie.
+func (p Process) There() bool {
+	now, ok := look(p.Pid)
+	return ok && now.Started == p.Started
+}
+
+func look(pid int) (Process, bool) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return Process{}, false
+	}
+	// pid (name) state ppid pgrp session …: the name may hold anything. What
+	// comes after it begins with field 3.
+	open, shut := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
+	if open < 0 || shut < open {
+		return Process{}, false
+	}
+	fields := bytes.Fields(stat[shut+1:])
+	const state, ppid, session, started = 3 - 3, 4 - 3, 6 - 3, 22 - 3
+	if len(fields) <= started {
+		return Process{}, false
+	}
+	number := func(i int) int64 {
+		n, _ := strconv.ParseInt(string(fields[i]), 10, 64)
+		return n
+	}
+	p := Process{
+		Pid: pid, Parent: int(number(ppid)), Session: int(number(session)),
+		State: string(fields[state]), Started: number(started), Command: string(stat[open+1 : shut]),
+	}
+	if line, err := os.ReadFile(dir + "/cmdline"); err == nil && len(line) > 0 {
+		p.Command = string(bytes.TrimSpace(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+	}
+	return p, true
+}
+
+// StartedSince counts the processes of the tree that may have started at or
+// after a time. The kernel tells start times in ticks, so one that started just
+// before may count, too; none that started after it is missed while it lives.
+func (t *Tree) StartedSince(at time.Time) (int, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, fmt.Errorf("cannot tell the time since boot: %w", err)
+	}
+	since := int64((time.Duration(now.Nano()) - time.Since(at)) / tick)
+	n := 0
+	for _, p := range Look(t.ShimPid()) {
+		if p.Pid != t.ShimPid() && p.Started >= since {
+			n++
+		}
+	}
+	return n, nil
+}

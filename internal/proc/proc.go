@@ -1,0 +1,284 @@
+// Package proc starts process trees and ends them whole. It is the server's side
+// of reap: every tree hangs below a shim, a process that nothing in the tree can
+// leave, and the server never waits for anyone but its own shims.
+//
+// Promises:
+//   - Start gives the program its descriptors and nothing else of the server's.
+//   - Done means that no process of the tree is left, and that this was proved:
+//     by ECHILD in the shim, or by the supervisor when the shim was lost.
+//   - When the main process ends, for whatever reason, the rest is killed at once.
+//   - After Close no process, descriptor or goroutine of a Host is left; or Close
+//     says what it had to leave behind.
+//
+// Each shim has one goroutine here. It reads what the shim reports, ends with the
+// shim, and is the only one that reaps it. The package imports reap and event.
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/hangup/internal/reap"
+)
+
+// Defaults of [Options].
+const (
+	DefaultStock    = 2
+	DefaultPatience = 250 * time.Millisecond
+)
+
+// helloTimeout bounds the wait for the first words of a shim or supervisor.
+const helloTimeout = 10 * time.Second
+
+// Options say how a Host works. Only Shim must be given.
+type Options struct {
+	Shim       string        // path of hangup-shim, see [FindShim]
+	Supervisor *os.File      // the socket to the supervisor, see [SupervisorFromEnv]; the Host closes it; nil: none
+	Stock      int           // idle shims kept for the next Start; 0: DefaultStock
+	Patience   time.Duration // how long a shim may be silent during a stop before it is given up; 0: DefaultPatience
+}
+
+// Host starts trees. Its methods may be called from any goroutine.
+type Host struct {
+	options    Options
+	binary     *os.File // the shim's program, so that a new file on disk cannot mix builds
+	self       *os.File // a pidfd of this process: a shim sees by it that the server has died
+	null       *os.File
+	supervisor *supervisor // nil: none
+
+	readers sync.WaitGroup // one for each shim
+
+	mu     sync.Mutex
+	closed bool
+	shims  map[*shim]struct{}
+	idle   []*shim
+	left   int // trees that Close had to leave behind
+}
+
+// Open opens the shim's program, starts a first shim and makes sure that it
+// belongs to this build. From then on this process cannot be read or traced by
+// others of its user, and every descriptor it has so far is closed on exec.
+func Open(o Options) (*Host, error) {
+	if o.Stock == 0 {
+		o.Stock = DefaultStock
+	}
+	if o.Patience == 0 {
+		o.Patience = DefaultPatience
+	}
+	h := &Host{options: o, shims: make(map[*shim]struct{})}
+	if err := h.open(); err != nil {
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func (h *Host) open() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("cannot hide the server from its workers: %w", err)
+	}
+	if err := reap.CloseOnExec(); err != nil {
+		return fmt.Errorf("cannot keep descriptors from workers: %w", err)
+	}
+	if h.options.Supervisor != nil {
+		var err error
+		if h.supervisor, err = newSupervisor(h.options.Supervisor); err != nil {
+			return err
+		}
+	}
+	var err error
+	if h.binary, err = openHigh(h.options.Shim, unix.O_PATH); err != nil {
+		return fmt.Errorf("cannot open %s: %w", h.options.Shim, err)
+	}
+	if h.null, err = openHigh(os.DevNull, unix.O_RDWR); err != nil {
+		return fmt.Errorf("cannot open %s: %w", os.DevNull, err)
+	}
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return fmt.Errorf("cannot open a pidfd (Linux 5.3 or later is needed): %w", err)
+	}
+	h.self = os.NewFile(uintptr(self), "pidfd")
+	first, err := h.launch()
+	if err != nil {
+		return err
+	}
+	h.keep(first)
+	return nil
+}
+
+// openHigh opens a file on a descriptor that is out of the way of those a child
+// is given, where the limit allows.
+func openHigh(path string, flags int) (*os.File, error) {
+	const high = 100
+	low, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, high)
+	if err != nil {
+		return os.NewFile(uintptr(low), path), nil
+	}
+	unix.Close(low)
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Spec says what to start.
+type Spec struct {
+	// Argv is the program and its arguments. A name without a slash is looked
+	// for in the PATH of Env; what is relative is relative to Dir.
+	Argv []string
+	Env  []string // the whole environment
+	Dir  string   // "" is the server's own
+	// Files become the descriptors 0, 1, 2 … of the program, in blocking mode;
+	// nil stands for /dev/null. The caller keeps his own.
+	Files []*os.File
+	// NewPrivileges lets setuid programs work. A tree that uses it may hold
+	// processes that the shim is not allowed to kill.
+	NewPrivileges bool
+}
+
+// Start starts a tree, under a shim from the stock if there is one. When ctx ends
+// before the program runs, Start returns its cause and what was begun is undone;
+// afterwards ctx has no meaning.
+func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
+	if len(spec.Argv) == 0 {
+		return nil, errors.New("cannot start a program: no name given")
+	}
+	name := spec.Argv[0]
+	if err := context.Cause(ctx); err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", name, err)
+	}
+	path, err := lookPath(spec)
+	if err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", name, err)
+	}
+	s, err := h.take()
+	if err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", name, err)
+	}
+	t := newTree(s)
+	undo := context.AfterFunc(ctx, t.Kill)
+	err = s.start(t, path, spec)
+	if !undo() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot start %s: %w", name, err)
+	}
+	return t, nil
+}
+
+// take returns an idle shim, which is the caller's until its tree is empty.
+func (h *Host) take() (*shim, error) {
+	h.mu.Lock()
+	if n := len(h.idle); n > 0 && !h.closed {
+		s := h.idle[n-1]
+		h.idle = h.idle[:n-1]
+		h.mu.Unlock()
+		return s, nil
+	}
+	h.mu.Unlock()
+	return h.launch()
+}
+
+// keep puts an idle shim into the stock and reports whether there was room.
+func (h *Host) keep(s *shim) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || len(h.idle) >= h.options.Stock {
+		return false
+	}
+	h.idle = append(h.idle, s)
+	return true
+}
+
+// add makes a new shim known, unless the host is closed.
+func (h *Host) add(s *shim) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.shims[s] = struct{}{}
+	h.readers.Go(s.read)
+	return true
+}
+
+// remove forgets a shim that has ended.
+func (h *Host) remove(s *shim) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.shims, s)
+	for i, idle := range h.idle {
+		if idle == s {
+			h.idle = append(h.idle[:i], h.idle[i+1:]...)
+			return
+		}
+	}
+}
+
+// closing says whether Close was called.
+func (h *Host) closing() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.closed
+}
+
+// Close kills every tree that is still there, ends every shim and waits until all
+// are reaped. A tree that is not empty by the time of its verdict is left to the
+// supervisor, and is an error.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	h.idle = nil
+	shims := make([]*shim, 0, len(h.shims))
+	for s := range h.shims {
+		shims = append(shims, s)
+	}
+	h.mu.Unlock()
+
+	for _, s := range shims {
+		s.close()
+	}
+	h.readers.Wait()
+	for _, file := range []*os.File{h.binary, h.self, h.null} {
+		if file != nil {
+			file.Close()
+		}
+	}
+	if h.supervisor != nil {
+		h.supervisor.conn.Close()
+	}
+	if h.left > 0 {
+		return fmt.Errorf("cannot end %d process trees", h.left)
+	}
+	return nil
+}
+
+// errClosed is what Start fails with after Close.
+var errClosed = errors.New("the host is closed")
+
+// startError puts a failed system call in the words of what was tried.
+func startError(m reap.StartFailed, path, dir string) error {
+	switch {
+	case m.Stage == reap.StageDir:
+		return fmt.Errorf("its directory %s: %w", dir, m.Errno)
+	case m.Stage == reap.StagePrivileges:
+		return fmt.Errorf("cannot set no_new_privs: %w", m.Errno)
+	case m.Stage == reap.StageOrder:
+		return errors.New("its shim still holds another tree")
+	case m.Errno == syscall.ENOENT && exists(path, dir):
+		return fmt.Errorf("%w: %s is there, but the interpreter it asks for is not", m.Errno, path)
+	case m.Errno == syscall.ENOEXEC:
+		return fmt.Errorf("%w: %s is no program of this machine and does not begin with #!", m.Errno, path)
+	default:
+		return m.Errno
+	}
+}

@@ -1,0 +1,262 @@
+package proc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/proctest"
+)
+
+func TestStartFails(t *testing.T) {
+	host := open(t)
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	orphan := write("orphan", "#!/no/such/interpreter\n", 0o755)
+	plain := write("plain", "#!/bin/sh\n", 0o644)
+	garbage := write("garbage", "\x01\x02", 0o755)
+
+	tests := []struct {
+		name string
+		argv []string
+		env  []string
+		dir  string
+		want string
+	}{
+		{"no argv", nil, nil, "", "cannot start a program: no name given"},
+		{"not in PATH", []string{"python4"}, []string{"PATH=/bin:/usr/bin"}, "", "cannot start python4: not found in PATH /bin:/usr/bin"},
+		{"no PATH", []string{"sh"}, nil, "", "cannot start sh: not found: its environment has no PATH"},
+		{"in PATH, not executable", []string{"plain"}, []string{"PATH=" + dir}, "", "cannot start plain: " + plain + " is not executable"},
+		{"no such file", []string{"/no/such"}, nil, "", "cannot start /no/such: no such file or directory"},
+		{"not executable", []string{plain}, nil, "", "cannot start " + plain + ": permission denied"},
+		{"a directory", []string{dir}, nil, "", "cannot start " + dir + ": permission denied"},
+		{"no interpreter", []string{orphan}, nil, "", "cannot start " + orphan + ": no such file or directory: " + orphan + " is there, but the interpreter it asks for is not"},
+		{"no program", []string{garbage}, nil, "", "cannot start " + garbage + ": exec format error: " + garbage + " is no program of this machine and does not begin with #!"},
+		{"no such directory", []string{"/bin/sh"}, nil, "/no/such", "cannot start /bin/sh: its directory /no/such: no such file or directory"},
+		{"directory is a file", []string{"/bin/sh"}, nil, plain, "cannot start /bin/sh: its directory " + plain + ": not a directory"},
+		{"argument too long", []string{"/bin/sh", strings.Repeat("x", 1<<20)}, nil, "", "cannot start /bin/sh: argument list too long"},
+		{"message too long", []string{"/bin/sh", strings.Repeat("x", 10<<20)}, nil, "", "cannot start /bin/sh: argument list too long"},
+		{"NUL in an argument", []string{"/bin/sh", "\x00"}, nil, "", "cannot start /bin/sh: invalid argument"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := host.Start(t.Context(), proc.Spec{Argv: test.argv, Env: test.env, Dir: test.dir})
+			if err == nil || err.Error() != test.want {
+				t.Errorf("error %v\n want %s", err, test.want)
+			}
+			// The shim is none the worse for it.
+			ended(t, start(t, host, sh("exit 0")))
+		})
+	}
+}
+
+func TestStartFindsProgramInItsOwnWorld(t *testing.T) {
+	host := open(t)
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bin", "hello"), []byte("#!/bin/sh\necho \"$0 in $PWD\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv0 := range []string{"hello", "bin/hello", "./bin/hello"} {
+		spec := proc.Spec{Argv: []string{argv0}, Env: []string{"PATH=/nowhere:bin"}, Dir: dir, Files: make([]*os.File, 3)}
+		if out := output(t, host, spec); !strings.Contains(out, "bin/hello in "+dir) {
+			t.Errorf("%s: output %q", argv0, out)
+		}
+	}
+}
+
+func TestStartAfterItsContext(t *testing.T) {
+	host := open(t)
+	cause := errors.New("the reason")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	if _, err := host.Start(ctx, sh("exit 0")); !errors.Is(err, cause) {
+		t.Errorf("error %v, want %v", err, cause)
+	}
+}
+
+// A context that ends at any moment of a Start leaves a tree or nothing.
+func TestStartRacesItsContext(t *testing.T) {
+	host := open(t)
+	for range 100 {
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		if tree, err := host.Start(ctx, sh("exec "+sleep)); err == nil {
+			tree.Kill()
+			ended(t, tree)
+		} else if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	host := open(t)
+	errs := make(chan error)
+	const starters = 8
+	for range starters {
+		go func() {
+			errs <- func() error {
+				for range 20 {
+					tree, err := host.Start(t.Context(), sh("sleep 1000 & exec sleep 1000"))
+					if err != nil {
+						return err
+					}
+					tree.Kill()
+					if v := tree.Wait(t.Context()); !v.Empty {
+						return fmt.Errorf("verdict %+v", v)
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for range starters {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// The descriptors of a program are those it was given, whatever else is open in
+// the server, and even where the server was careless.
+func TestDescriptors(t *testing.T) {
+	shim := proctest.Shim(t)
+	proctest.Check(t)
+	careless := func() {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+	careless()
+	host, err := proc.Open(proc.Options{Shim: shim, Stock: 1, Patience: proctest.Patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	careless()
+	busy := start(t, host, sh("exec "+sleep)) // so that the next shim inherits the second one
+	defer busy.Kill()
+	for n := range 8 {
+		if n < 2 {
+			continue // the listing needs its stdout
+		}
+		spec := sh(`for f in /proc/$$/fd/*; do [ -e $f ] && echo ${f##*/}; done; exit 0`)
+		spec.Files = make([]*os.File, n)
+		want := ""
+		for fd := range n {
+			want += fmt.Sprintln(fd)
+		}
+		if out := output(t, host, spec); out != want {
+			t.Errorf("%d files given, the program has %q", n, strings.Fields(out))
+		}
+	}
+}
+
+// However the server treats its signals, a program begins with all of them open
+// and on their defaults, in a session of its own, and without new privileges.
+func TestProgramBeginsClean(t *testing.T) {
+	shim := proctest.Shim(t)
+	proctest.Check(t)
+	ignored := []os.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGTSTP, unix.SIGTTOU, unix.SIGCONT, unix.SIGWINCH}
+	signal.Ignore(ignored...)
+	defer signal.Reset(ignored...)
+
+	// Blocked in this thread, from which the shim is started.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, before unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &before); err != nil {
+		t.Fatal(err)
+	}
+	host, err := proc.Open(proc.Options{Shim: shim, Patience: proctest.Patience})
+	unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+
+	for _, newPrivileges := range []bool{false, true} {
+		spec := proc.Spec{
+			Argv: []string{"cat", "/proc/self/status", "/proc/self/stat"}, Env: proctest.Env(),
+			Files: make([]*os.File, 3), NewPrivileges: newPrivileges,
+		}
+		out := output(t, host, spec)
+		wantPrivs := map[bool]string{false: "1", true: "0"}[newPrivileges]
+		for field, want := range map[string]string{
+			"SigBlk": "0000000000000000", "SigIgn": "0000000000000000", "ShdPnd": "0000000000000000", "NoNewPrivs": wantPrivs,
+		} {
+			if !strings.Contains(out, field+":\t"+want+"\n") {
+				t.Errorf("new privileges %v: %s is not %s in\n%s", newPrivileges, field, want, out)
+			}
+		}
+		stat := out[strings.LastIndexByte(out, '(')-10:]
+		pid := strings.Fields(stat[:strings.IndexByte(stat, '(')])
+		after := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+		if leader := pid[len(pid)-1]; after[2] != leader || after[3] != leader {
+			t.Errorf("pid %s has process group %s and session %s", leader, after[2], after[3])
+		}
+	}
+}
+
+// Nothing of the server's environment is in a shim, and neither can be looked into.
+func TestShimIsPrivate(t *testing.T) {
+	t.Setenv("SECRET", "secret-7391")
+	host := open(t)
+	tree := start(t, host, sh("exec "+sleep))
+	defer tree.Kill()
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", tree.ShimPid()))
+	if os.Geteuid() == 0 {
+		if err != nil || strings.Contains(string(environ), "secret") {
+			t.Errorf("the shim's environment is %q (%v)", environ, err)
+		}
+	} else if err == nil {
+		t.Error("another process of the user can read the shim's environment")
+	}
+	spec := proc.Spec{Argv: []string{"cat", fmt.Sprintf("/proc/%d/environ", os.Getpid())}, Env: proctest.Env(), Files: make([]*os.File, 3)}
+	if os.Geteuid() != 0 {
+		if out := output(t, host, spec); out != "" {
+			t.Error("a worker can read the server's environment")
+		}
+	}
+}
+
+func TestOpenRefusesOthers(t *testing.T) {
+	proctest.Check(t)
+	dir := t.TempDir()
+	for name, script := range map[string]string{"silent": "exit 0", "chatty": "echo hello >&3; sleep 0.1", "deaf": "exec 3>&-; exit 1"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := proc.Open(proc.Options{Shim: path}); err == nil || !strings.Contains(err.Error(), "reinstall hangup and hangup-shim together") && !strings.Contains(err.Error(), "cannot start") {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+	if _, err := proc.Open(proc.Options{Shim: "/no/such"}); !errors.Is(err, syscall.ENOENT) {
+		t.Errorf("error %v, want ENOENT", err)
+	}
+}

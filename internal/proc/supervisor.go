@@ -1,0 +1,114 @@
+package proc
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/hangup/internal/reap"
+)
+
+// sweepTimeout bounds the wait for the supervisor's answer, which comes after
+// reap.VerdictAfter at the latest.
+const sweepTimeout = reap.VerdictAfter + 10*time.Second
+
+// A supervisor is the process above the server, as seen from here.
+type supervisor struct {
+	mu   sync.Mutex // held during a sweep: the answers carry no names
+	conn *reap.Conn
+}
+
+// SupervisorFromEnv returns the socket to the supervisor, or nil when this process
+// was not started by one. It takes the variable out of the environment.
+func SupervisorFromEnv() (*os.File, error) {
+	value, ok := os.LookupEnv(reap.SupervisorEnv)
+	if !ok {
+		return nil, nil
+	}
+	os.Unsetenv(reap.SupervisorEnv)
+	fd, err := strconv.Atoi(value)
+	if err != nil || fd <= 2 {
+		return nil, fmt.Errorf("cannot use %s=%q: not the number of a descriptor", reap.SupervisorEnv, value)
+	}
+	if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+		return nil, fmt.Errorf("cannot use %s=%d: %w", reap.SupervisorEnv, fd, err)
+	}
+	unix.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), "supervisor"), nil
+}
+
+func newSupervisor(file *os.File) (*supervisor, error) {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	file.Close()
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach the supervisor: %w", err)
+	}
+	conn, err := reap.NewConn(fd, reap.MaxReport)
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach the supervisor: %w", err)
+	}
+	if err := greet(conn, "the supervisor"); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &supervisor{conn: conn}, nil
+}
+
+// sweep has the supervisor end everything that rose to it, and returns the answer.
+func (s *supervisor) sweep() (reap.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.conn.Send(reap.Sweep{}); err != nil {
+		return nil, err
+	}
+	s.conn.SetReadDeadline(time.Now().Add(sweepTimeout))
+	m, _, err := s.conn.Receive()
+	return m, err
+}
+
+// recover brings the tree of a lost shim to its end. It runs in the goroutine of
+// that shim, which has been reaped: what is left of the tree has risen.
+func (h *Host) recover(t *Tree) {
+	s := t.shim
+	s.mu.Lock()
+	t.stop()
+	select {
+	case <-t.exited:
+	default:
+		t.exit(Status{Exit: -1, Signal: syscall.SIGKILL})
+	}
+	s.mu.Unlock()
+	select {
+	case t.started <- nil: // a Start may be waiting
+	default:
+	}
+	reaped := 0
+	for {
+		reason := "its shim has ended, and there is no supervisor"
+		if h.supervisor != nil {
+			switch m, err := h.supervisor.sweep(); m := m.(type) {
+			case reap.Empty:
+				t.finish(Verdict{Empty: true, Proof: ProofSupervisor, Reaped: reaped + m.Reaped})
+				return
+			case reap.NotEmpty:
+				reaped += m.Reaped
+				t.report(Verdict{Reaped: reaped, Survivors: survivors(m.Survivors), Reason: "its shim has ended, and they do not die"})
+				if !h.closing() {
+					continue
+				}
+			default:
+				reason = fmt.Sprintf("its shim has ended, and the supervisor does not answer (%v)", err)
+			}
+		}
+		t.report(Verdict{Reaped: reaped, Reason: reason})
+		h.mu.Lock()
+		h.left++
+		h.mu.Unlock()
+		return
+	}
+}

@@ -1,0 +1,267 @@
+package reap
+
+import (
+	"encoding/binary"
+	"errors"
+	"syscall"
+	"time"
+)
+
+// Message is one message between a server and its shim or supervisor. On the
+// wire it is a frame: length of the rest (4 bytes, big endian), kind (1 byte),
+// fields. Numbers are 8 bytes, strings and lists carry their length before them.
+type Message interface {
+	kind() byte
+	append(b []byte) []byte
+}
+
+// Orders, from the server.
+type (
+	// Start asks a shim for a worker. The descriptors that become its 0, 1, 2 …
+	// travel with the message. A shim takes it only when its last tree is empty.
+	Start struct {
+		Path          string   // the program's file, absolute or relative to Dir
+		Argv, Env     []string // as execve takes them
+		Dir           string   // "" is the shim's own
+		NewPrivileges bool     // false sets no_new_privs
+		Files         int      // how many descriptors travel with it
+	}
+	// Signal asks for a signal to the main process, and to nobody else.
+	Signal struct{ Signal syscall.Signal }
+	// Kill asks a shim for the end of its whole tree.
+	Kill struct{}
+	// Sweep asks the supervisor for the end of all its children but the server.
+	// It answers with Empty or NotEmpty.
+	Sweep struct{}
+)
+
+// Reports, to the server.
+type (
+	// Hello comes first, from shim and supervisor.
+	Hello struct {
+		Version int
+		Build   string
+	}
+	// Started answers a Start.
+	Started struct{ Pid int }
+	// StartFailed answers a Start; nothing was left behind.
+	StartFailed struct {
+		Stage Stage
+		Errno syscall.Errno
+	}
+	// Exited says that the main process has ended.
+	Exited struct {
+		Status syscall.WaitStatus
+		CPU    time.Duration // user and system time of it and of all it had waited for
+		MaxRSS int64         // bytes, the largest of those
+	}
+	// Sweeping is a sign of life while a stop goes on.
+	Sweeping struct{}
+	// NotEmpty is the verdict after VerdictAfter; the killing goes on.
+	NotEmpty struct {
+		Reaped    int
+		Survivors []Survivor // at most 64 of them
+	}
+	// Empty is the proof: no process of the tree is left.
+	Empty struct{ Reaped int } // since the stop began, the main process included
+)
+
+// Stage is where a start failed.
+type Stage byte
+
+// The stages of a start.
+const (
+	StageOrder      Stage = iota + 1 // the order itself: a tree is still there
+	StageDir                         // the directory cannot be entered
+	StagePrivileges                  // no_new_privs cannot be set
+	StageExec                        // fork or exec
+)
+
+// Survivor is a process that would not die.
+type Survivor struct {
+	Pid   int
+	State byte   // as in /proc/PID/stat
+	UID   int    // -1 where it cannot be told
+	Wait  string // the kernel's wait channel, where it can be told
+}
+
+const (
+	kindStart byte = iota + 1
+	kindSignal
+	kindKill
+	kindSweep
+	kindHello
+	kindStarted
+	kindStartFailed
+	kindExited
+	kindSweeping
+	kindNotEmpty
+	kindEmpty
+)
+
+func (Start) kind() byte       { return kindStart }
+func (Signal) kind() byte      { return kindSignal }
+func (Kill) kind() byte        { return kindKill }
+func (Sweep) kind() byte       { return kindSweep }
+func (Hello) kind() byte       { return kindHello }
+func (Started) kind() byte     { return kindStarted }
+func (StartFailed) kind() byte { return kindStartFailed }
+func (Exited) kind() byte      { return kindExited }
+func (Sweeping) kind() byte    { return kindSweeping }
+func (NotEmpty) kind() byte    { return kindNotEmpty }
+func (Empty) kind() byte       { return kindEmpty }
+
+func (m Start) append(b []byte) []byte {
+	b = appendString(b, m.Path)
+	b = appendStrings(b, m.Argv)
+	b = appendStrings(b, m.Env)
+	b = appendString(b, m.Dir)
+	b = appendBool(b, m.NewPrivileges)
+	return appendInt(b, m.Files)
+}
+
+func (m Signal) append(b []byte) []byte { return appendInt(b, int(m.Signal)) }
+func (Kill) append(b []byte) []byte     { return b }
+func (Sweep) append(b []byte) []byte    { return b }
+
+func (m Hello) append(b []byte) []byte {
+	return appendString(appendInt(b, m.Version), m.Build)
+}
+
+func (m Started) append(b []byte) []byte { return appendInt(b, m.Pid) }
+
+func (m StartFailed) append(b []byte) []byte {
+	return appendInt(appendInt(b, int(m.Stage)), int(m.Errno))
+}
+
+func (m Exited) append(b []byte) []byte {
+	b = appendInt(b, int(m.Status))
+	b = appendInt(b, int(m.CPU))
+	return appendInt(b, int(m.MaxRSS))
+}
+
+func (Sweeping) append(b []byte) []byte { return b }
+
+func (m NotEmpty) append(b []byte) []byte {
+	b = appendInt(b, m.Reaped)
+	b = appendInt(b, len(m.Survivors))
+	for _, s := range m.Survivors {
+		b = appendInt(b, s.Pid)
+		b = appendInt(b, int(s.State))
+		b = appendInt(b, s.UID)
+		b = appendString(b, s.Wait)
+	}
+	return b
+}
+
+func (m Empty) append(b []byte) []byte { return appendInt(b, m.Reaped) }
+
+var errMessage = errors.New("malformed message")
+
+// decode reads the message in a frame, which begins after the length.
+func decode(frame []byte) (Message, error) {
+	if len(frame) == 0 {
+		return nil, errMessage
+	}
+	d := decoder{rest: frame[1:]}
+	var m Message
+	switch frame[0] {
+	case kindStart:
+		m = Start{Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(), NewPrivileges: d.int() != 0, Files: d.int()}
+	case kindSignal:
+		m = Signal{syscall.Signal(d.int())}
+	case kindKill:
+		m = Kill{}
+	case kindSweep:
+		m = Sweep{}
+	case kindHello:
+		m = Hello{Version: d.int(), Build: d.str()}
+	case kindStarted:
+		m = Started{d.int()}
+	case kindStartFailed:
+		m = StartFailed{Stage: Stage(d.int()), Errno: syscall.Errno(d.int())}
+	case kindExited:
+		m = Exited{Status: syscall.WaitStatus(d.int()), CPU: time.Duration(d.int()), MaxRSS: int64(d.int())}
+	case kindSweeping:
+		m = Sweeping{}
+	case kindNotEmpty:
+		v := NotEmpty{Reaped: d.int()}
+		for range d.count() {
+			v.Survivors = append(v.Survivors, Survivor{Pid: d.int(), State: byte(d.int()), UID: d.int(), Wait: d.str()})
+		}
+		m = v
+	case kindEmpty:
+		m = Empty{d.int()}
+	default:
+		return nil, errMessage
+	}
+	if d.bad || len(d.rest) > 0 {
+		return nil, errMessage
+	}
+	return m, nil
+}
+
+func appendInt(b []byte, n int) []byte { return binary.BigEndian.AppendUint64(b, uint64(n)) }
+
+func appendString(b []byte, s string) []byte { return append(appendInt(b, len(s)), s...) }
+
+func appendBool(b []byte, v bool) []byte {
+	if v {
+		return appendInt(b, 1)
+	}
+	return appendInt(b, 0)
+}
+
+func appendStrings(b []byte, list []string) []byte {
+	b = appendInt(b, len(list))
+	for _, s := range list {
+		b = appendString(b, s)
+	}
+	return b
+}
+
+// A decoder takes fields off a frame. After the first bad one it returns zeros.
+type decoder struct {
+	rest []byte
+	bad  bool
+}
+
+func (d *decoder) int() int {
+	if len(d.rest) < 8 {
+		d.rest, d.bad = nil, true
+		return 0
+	}
+	n := binary.BigEndian.Uint64(d.rest)
+	d.rest = d.rest[8:]
+	return int(n)
+}
+
+// count is an int that announces so many items of at least 8 bytes each: never
+// more than the frame has room for, so that no length is believed unseen.
+func (d *decoder) count() int {
+	n := d.int()
+	if n < 0 || n > len(d.rest)/8 {
+		d.rest, d.bad = nil, true
+		return 0
+	}
+	return n
+}
+
+func (d *decoder) str() string {
+	n := d.int()
+	if n < 0 || n > len(d.rest) {
+		d.rest, d.bad = nil, true
+		return ""
+	}
+	s := string(d.rest[:n])
+	d.rest = d.rest[n:]
+	return s
+}
+
+func (d *decoder) strs() []string {
+	list := make([]string, 0, d.count())
+	for range cap(list) {
+		list = append(list, d.str())
+	}
+	return list
+}

@@ -1,0 +1,298 @@
+package reap
+
+import (
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// forever is the pause of a loop that waits for news only.
+const forever = time.Duration(1<<63 - 1)
+
+// A shim holds one tree after the other.
+type shim struct {
+	conn    *Conn
+	reaper  *reaper
+	main    int       // the worker's main process; 0 when it has ended
+	stop    time.Time // when the stop began; zero when no stop is under way
+	beat    time.Time // the last sign of life
+	reports int       // verdicts given in this stop
+	leaving bool      // the server is gone, or not to be understood
+}
+
+// Shim is the role of the process above a worker. It returns when the server is
+// gone and the tree is empty, with the exit code of the program.
+func Shim() int {
+	if err := private(); err != nil {
+		return fail("shim", err)
+	}
+	// Handlers for all signals, and nobody who listens: none of them ends the
+	// shim, and exec resets a handler, where it would keep what is ignored.
+	signal.Notify(make(chan os.Signal))
+	deaths := make(chan os.Signal, 1)
+	signal.Notify(deaths, unix.SIGCHLD)
+
+	conn, err := NewConn(ControlFD, MaxOrder)
+	if err != nil {
+		return fail("shim", err)
+	}
+	reaper, err := newReaper()
+	if err != nil {
+		return fail("shim", err)
+	}
+	s := &shim{conn: conn, reaper: reaper}
+	reaper.exited, reaper.alive = s.exited, s.alive
+	if err := conn.Send(Hello{Version: ProtocolVersion, Build: Build}); err != nil {
+		return 0 // the server has lost interest
+	}
+	s.loop(receive(conn), ended(ServerFD), deaths)
+	return 0
+}
+
+// private makes this process unreadable for its equals, and closes what it was
+// started with for everyone it will start.
+func private() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return err
+	}
+	return CloseOnExec()
+}
+
+// CloseOnExec marks every descriptor above the standard three as closed on exec.
+func CloseOnExec() error {
+	err := unix.CloseRange(3, 1<<32-1, unix.CLOSE_RANGE_CLOEXEC)
+	if err != unix.ENOSYS && err != unix.EINVAL { // before Linux 5.11
+		return err
+	}
+	for _, fd := range numbers("/proc/self/fd") {
+		if fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
+}
+
+// An order is a message with the descriptors that came with it.
+type order struct {
+	message Message
+	files   []int
+}
+
+// receive hands on what comes over conn, and closes the channel at its end. The
+// goroutine ends with the connection.
+func receive(conn *Conn) <-chan order {
+	orders := make(chan order)
+	go func() {
+		defer close(orders)
+		for {
+			m, files, err := conn.Receive()
+			if err != nil {
+				return
+			}
+			orders <- order{m, files}
+		}
+	}()
+	return orders
+}
+
+// ended closes the channel when the process of pidfd has ended, as does the
+// goroutine. Without a poller for it there is still the end of the socket.
+func ended(pidfd int) <-chan struct{} {
+	gone := make(chan struct{})
+	unix.SetNonblock(pidfd, true)
+	raw, err := os.NewFile(uintptr(pidfd), "server").SyscallConn()
+	if err != nil {
+		return gone
+	}
+	go func() {
+		err := raw.Read(func(fd uintptr) bool {
+			polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, _ := unix.Poll(polled, 0)
+			return n > 0
+		})
+		if err == nil {
+			close(gone)
+		}
+	}()
+	return gone
+}
+
+func (s *shim) loop(orders <-chan order, serverGone <-chan struct{}, deaths <-chan os.Signal) {
+	timer := time.NewTimer(forever)
+	for {
+		select {
+		case o, ok := <-orders:
+			if ok {
+				s.obey(o)
+			} else {
+				orders = nil
+				s.leave()
+			}
+		case <-serverGone:
+			serverGone = nil
+			s.leave()
+		case <-deaths:
+		case <-timer.C:
+		}
+		if s.advance(); s.leaving && s.idle() {
+			return
+		}
+		if s.stop.IsZero() {
+			timer.Reset(forever)
+		} else {
+			timer.Reset(s.reaper.pause)
+		}
+	}
+}
+
+// idle says that there is no tree.
+func (s *shim) idle() bool { return s.main == 0 && s.stop.IsZero() }
+
+func (s *shim) obey(o order) {
+	switch m := o.message.(type) {
+	case Start:
+		s.start(m, o.files)
+	case Signal:
+		// Not reaped yet, so the number is still the main process's own.
+		if s.main != 0 {
+			unix.Kill(s.main, m.Signal)
+		}
+	case Kill:
+		if !s.idle() {
+			s.beginStop()
+		}
+	default:
+		s.leave()
+	}
+}
+
+func (s *shim) leave() {
+	s.leaving = true
+	if !s.idle() {
+		s.beginStop()
+	}
+}
+
+func (s *shim) beginStop() {
+	if !s.stop.IsZero() {
+		return
+	}
+	s.stop = time.Now()
+	s.reports = 0
+	s.reaper.begin()
+}
+
+func (s *shim) start(m Start, files []int) {
+	defer closeAll(files)
+	if !s.idle() {
+		s.conn.Send(StartFailed{StageOrder, unix.EBUSY})
+		return
+	}
+	done := make(chan Message)
+	go func() { done <- start(m, files) }()
+	answer := <-done
+	if started, ok := answer.(Started); ok {
+		s.main = started.Pid
+	}
+	s.conn.Send(answer)
+}
+
+// start starts the worker. It leaves its thread marked, with the privileges and
+// the signal mask of the worker: the goroutine must end after it, still locked,
+// and the thread is thrown away with it.
+func start(m Start, files []int) Message {
+	runtime.LockOSThread()
+	if m.Dir != "" {
+		// Asked beforehand: ForkExec would not say what could not be found.
+		dir, err := unix.Open(m.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(dir)
+			err = unix.Access(m.Dir, unix.X_OK)
+		}
+		if err != nil {
+			return failed(StageDir, err)
+		}
+	}
+	if !m.NewPrivileges {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return failed(StagePrivileges, err)
+		}
+	}
+	var none unix.Sigset_t
+	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
+	attr := &syscall.ProcAttr{Dir: m.Dir, Env: m.Env, Sys: &syscall.SysProcAttr{Setsid: true}}
+	for _, fd := range files {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	// A cgroup of the worker's own is entered here: attr.Sys.UseCgroupFD.
+	pid, err := syscall.ForkExec(m.Path, m.Argv, attr)
+	if err != nil {
+		return failed(StageExec, err)
+	}
+	return Started{pid}
+}
+
+func failed(stage Stage, err error) Message {
+	errno, ok := err.(syscall.Errno)
+	if !ok {
+		errno = unix.EINVAL
+	}
+	return StartFailed{stage, errno}
+}
+
+// exited is told of every death below. That of the main process is the end of
+// the whole tree.
+func (s *shim) exited(pid int, e Exited) {
+	if pid != s.main {
+		return
+	}
+	s.main = 0
+	if s.stop.IsZero() {
+		s.beginStop()
+		s.reaper.reaped = 1 // the main process
+	}
+	s.conn.Send(e)
+}
+
+// alive tells the server now and then that the stop goes on.
+func (s *shim) alive() {
+	if now := time.Now(); !s.stop.IsZero() && now.Sub(s.beat) >= BeatEvery {
+		s.beat = now
+		s.conn.Offer(Sweeping{})
+	}
+}
+
+// advance reaps, and goes on with the stop when one is under way.
+func (s *shim) advance() {
+	if s.stop.IsZero() {
+		if s.reaper.reap(); s.stop.IsZero() {
+			return
+		}
+	}
+	if s.reaper.step() {
+		s.stop = time.Time{}
+		s.conn.Send(Empty{s.reaper.reaped})
+		return
+	}
+	s.alive()
+	if time.Since(s.stop) >= time.Duration(s.reports+1)*VerdictAfter {
+		s.reports++
+		s.conn.Offer(NotEmpty{s.reaper.reaped, s.reaper.survivors()})
+	}
+}
+
+// fail says on stderr why the program cannot take on its role.
+func fail(role string, err error) int {
+	os.Stderr.WriteString("hangup-shim: cannot begin as " + role + ": " + err.Error() + "\n")
+	return 1
+}
+
+// StartedByServer says whether this process has the descriptors of a shim.
+func StartedByServer() bool {
+	kind, err := unix.GetsockoptInt(ControlFD, unix.SOL_SOCKET, unix.SO_TYPE)
+	return err == nil && kind == unix.SOCK_STREAM
+}

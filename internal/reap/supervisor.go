@@ -1,0 +1,158 @@
+package reap
+
+import (
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// forwarded are the signals that the supervisor hands on to the server. The
+// server has a process group of its own, so that Ctrl-C reaches it once.
+var forwarded = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2}
+
+// A supervisor holds one server, and all that rises past it.
+type supervisor struct {
+	conn    *Conn
+	reaper  *reaper
+	server  int // 0 when it has ended
+	status  syscall.WaitStatus
+	since   time.Time // when strangers were first seen; zero: there are none
+	asked   time.Time // when the server asked for a sweep; zero: it has its answer
+	accused bool      // the survivors of a dead server were named
+}
+
+// Supervise is the role of the top process. It starts the program argv[0], a path,
+// and lives until the server and all that it left behind is gone. It returns the
+// exit code: the server's, or 128 + n when signal n ended it.
+//
+// The caller must hold the main thread locked from the start: the kernel kills
+// the server when the thread that started it ends.
+func Supervise(argv []string) int {
+	if err := private(); err != nil {
+		return fail("supervisor", err)
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, forwarded...)
+	deaths := make(chan os.Signal, 1)
+	signal.Notify(deaths, unix.SIGCHLD)
+	signal.Notify(make(chan os.Signal), unix.SIGPIPE) // a closed stderr is no reason to end
+
+	reaper, err := newReaper()
+	if err != nil {
+		return fail("supervisor", err)
+	}
+	pair, err := Pair()
+	if err != nil {
+		return fail("supervisor", err)
+	}
+	conn, err := NewConn(pair[0], MaxReport)
+	if err != nil {
+		return fail("supervisor", err)
+	}
+	s := &supervisor{conn: conn, reaper: reaper}
+	reaper.exited = s.exited
+	conn.Send(Hello{Version: ProtocolVersion, Build: Build})
+	if s.server, err = startServer(argv, pair[1]); err != nil {
+		os.Stderr.WriteString("hangup-shim: cannot start " + argv[0] + ": " + err.Error() + "\n")
+		if err == unix.ENOENT {
+			return 127 // as a shell has it
+		}
+		return 126
+	}
+	unix.Close(pair[1])
+	reaper.spare = s.server
+	return s.loop(signals, receive(conn), deaths)
+}
+
+func startServer(argv []string, socket int) (int, error) {
+	const fd = 3
+	env := make([]string, 0, len(os.Environ())+1)
+	for _, entry := range os.Environ() {
+		if !strings.HasPrefix(entry, SupervisorEnv+"=") {
+			env = append(env, entry)
+		}
+	}
+	return syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+		Env:   append(env, SupervisorEnv+"="+strconv.Itoa(fd)),
+		Files: []uintptr{0, 1, 2, uintptr(socket)},
+		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
+	})
+}
+
+func (s *supervisor) loop(signals <-chan os.Signal, orders <-chan order, deaths <-chan os.Signal) int {
+	timer := time.NewTimer(0)
+	for {
+		select {
+		case sig := <-signals:
+			// Not reaped yet, so the number is still the server's own.
+			if number, ok := sig.(syscall.Signal); ok && s.server != 0 {
+				unix.Kill(s.server, number)
+			}
+		case o, ok := <-orders:
+			if !ok {
+				orders = nil // a server may do without
+			} else if _, ok := o.message.(Sweep); ok {
+				s.asked = time.Now()
+				s.reaper.reaped, s.reaper.seen = 0, 0
+			}
+		case <-deaths:
+		case <-timer.C:
+		}
+		if s.advance(); s.server == 0 && s.since.IsZero() {
+			return s.exitCode()
+		}
+		if s.since.IsZero() {
+			timer.Reset(strangersEvery) // orphans rise without a word
+		} else {
+			timer.Reset(s.reaper.pause)
+		}
+	}
+}
+
+// exited is told of every death below. When the server has died, nobody is spared.
+func (s *supervisor) exited(pid int, e Exited) {
+	if pid == s.server {
+		s.server, s.status = 0, e.Status
+		s.reaper.spare = 0
+		s.since = time.Now()
+	}
+}
+
+// advance kills and reaps whoever is not the server, and answers it.
+func (s *supervisor) advance() {
+	if s.since.IsZero() {
+		s.since = time.Now()
+		s.reaper.begin()
+	}
+	if s.reaper.step() {
+		s.since = time.Time{}
+		if !s.asked.IsZero() {
+			s.asked = time.Time{}
+			s.conn.Send(Empty{s.reaper.reaped})
+		}
+		return
+	}
+	if !s.asked.IsZero() && time.Since(s.asked) >= VerdictAfter {
+		s.asked = time.Time{}
+		s.conn.Send(NotEmpty{s.reaper.reaped, s.reaper.survivors()})
+	}
+	if s.server == 0 && !s.accused && time.Since(s.since) >= VerdictAfter {
+		s.accused = true
+		for _, left := range s.reaper.survivors() {
+			os.Stderr.WriteString("hangup-shim: cannot end process " + strconv.Itoa(left.Pid) +
+				" (state " + string(rune(left.State)) + ", waits in " + left.Wait + "); still trying\n")
+		}
+	}
+}
+
+func (s *supervisor) exitCode() int {
+	if s.status.Signaled() {
+		return 128 + int(s.status.Signal())
+	}
+	return s.status.ExitStatus()
+}
