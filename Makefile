@@ -30,7 +30,7 @@ build: need-go ## build bin/hangup and bin/hangup-shim
 test: need-go need-git need-python need-race ## vet, the rooms, the Python SDK, then all Go tests with -race
 	$(GO) vet ./...
 	$(GO) test .
-	cd python && $(PYTHON) -m unittest
+	cd python && $(PYTHON) -m unittest test_hangup
 	$(GO) test -race ./...
 
 stress: need-go need-python need-race ## the tests that start processes, STRESS_COUNT=20 times

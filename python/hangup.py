@@ -373,7 +373,8 @@ class _Session:
         """From here on the kernel sends SIGURG when a frame comes."""
         self.before = signal.signal(signal.SIGURG, self.on_signal) or signal.SIG_DFL
         fcntl.fcntl(self.inp, fcntl.F_SETFL, self.flags | os.O_ASYNC)
-        self.cancelled = self.waiting()  # it may have come before
+        if self.waiting():  # it came before
+            self.cancelled = True
 
     def disarm(self):
         fcntl.fcntl(self.inp, fcntl.F_SETFL, self.flags)
@@ -609,6 +610,6 @@ def _text(error):
 
 def _traceback(error):
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_globals is globals():
         trace = trace.tb_next  # the task's own frames are what tells
     return "".join(traceback.format_exception(type(error), error, trace))[-_TEXT:]

@@ -19,7 +19,6 @@ const (
 // exit code 1, or an [exitError] for another.
 var verbs = []func() *cobra.Command{
 	serveVerb,
-	serveVerb,
 	checkVerb,
 	initVerb,
 	demoVerb,

@@ -171,9 +171,9 @@ func (b *body) dismiss() {
 		return
 	}
 	b.over = true
+	_ = b.conn.SetReadDeadline(time.Now().Add(dismissWait)) // net/http tries once more behind the reply
 	// Reading would ask for a body that waits for "100 Continue".
 	if b.r.ContentLength <= dismissBytes && b.r.Header.Get("Expect") == "" {
-		_ = b.conn.SetReadDeadline(time.Now().Add(dismissWait))
 		if _, err := io.CopyN(io.Discard, b.r.Body, dismissBytes+1); err == io.EOF {
 			_ = b.conn.SetReadDeadline(time.Time{})
 			return

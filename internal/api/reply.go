@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,8 +91,8 @@ func (p *reply) Write(b []byte) (int, error) {
 		err = p.conn.Flush()
 	}
 	if err != nil {
-		p.gone() // unless the call has ended for another reason before
-		return n, context.Cause(p.ctx)
+		p.gone() // it counts unless the call has ended for another reason before
+		return n, cmp.Or(context.Cause(p.ctx), call.ErrHungUp)
 	}
 	return n, nil
 }

@@ -25,7 +25,7 @@ const Past = 1000
 // Options say what a Registry works with.
 type Options struct {
 	Door call.Doer  // where the work is done
-	Emit event.Sink // hears how calls end; must not call back
+	Emit event.Sink // hears how calls end, and what they emit
 	Past int        // ended calls remembered; 0: [Past]
 }
 

@@ -162,7 +162,9 @@ func names(c *config.Config) []string {
 // listen opens every address, or none.
 func listen(ctx context.Context, addresses []string) (list []net.Listener, err error) {
 	for _, a := range addresses {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a)
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false) // it refuses the options by which a vanished peer is noticed
+		l, err := lc.Listen(ctx, "tcp", a)
 		if err != nil {
 			for _, open := range list {
 				open.Close()

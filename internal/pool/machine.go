@@ -68,6 +68,7 @@ var transitions = []transition{
 	{event.Dying, exited, event.Dying, nothing},
 	{event.Dying, survived, event.Dying, nothing},
 	{event.Dying, emptied, gone, nothing},
+	{gone, exited, gone, nothing}, // the news was slower than the verdict
 }
 
 // action is what the loop is to do.

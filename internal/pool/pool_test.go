@@ -83,14 +83,13 @@ func of[E event.Event](f *factory) []E {
 // fake is a worker that takes as long as the call says and replies with the
 // call's own input. It panics when used against the rules.
 type fake struct {
-	f        *factory
-	n        int
-	exited   func()
-	mu       sync.Mutex
-	busy     bool
-	stops    int
-	inDoubt  bool // its call was cancelled and nothing has been proved since
-	finished bool
+	f       *factory
+	n       int
+	exited  func()
+	mu      sync.Mutex
+	busy    bool
+	stops   int
+	inDoubt bool // its call was cancelled and nothing has been proved since
 }
 
 func (w *fake) Do(ctx context.Context, c *call.Call) error {

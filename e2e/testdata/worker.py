@@ -1,0 +1,132 @@
+"""What the tests call: work that behaves, and work that does not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import hangup
+
+
+@hangup.task
+def echo(input):
+    return input
+
+
+@hangup.task
+def pid(_):
+    return os.getpid()
+
+
+@hangup.task
+def sleep(seconds):
+    time.sleep(seconds)
+    return "slept"
+
+
+@hangup.task
+def stream(input):
+    def parts():
+        for _ in range(input["parts"]):
+            yield b"x" * input["size"]
+            time.sleep(input["pause"])
+
+    return hangup.Reply(parts(), "application/octet-stream")
+
+
+@hangup.task
+def tree(_):
+    """A child, one in a session of its own, and an orphan that ignores SIGTERM."""
+    subprocess.Popen(["sleep", "1000"])
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(1000)
+        os._exit(0)
+    time.sleep(1000)
+
+
+@hangup.task
+def stubborn(_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+
+
+@hangup.task
+def raises(_):
+    raise KeyError("nothing there")
+
+
+@hangup.task
+def fails(_):
+    raise hangup.Failure("the cat is out", cat="Tom")
+
+
+@hangup.task
+def raises_in_handler(_):
+    def handler(*_):
+        raise RuntimeError("in a signal handler")
+
+    signal.signal(signal.SIGUSR1, handler)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(1000)
+
+
+@hangup.task
+def exits(code):
+    sys.exit(code)
+
+
+@hangup.task
+def crashes(_):
+    os.kill(os.getpid(), signal.SIGSEGV)
+    time.sleep(1000)
+
+
+def protocol_out():
+    """The descriptor the SDK replies on: the one pipe open for writing above stderr."""
+    import fcntl
+    import stat
+
+    for fd in range(3, 64):
+        try:
+            mode = os.fstat(fd).st_mode
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        except OSError:
+            continue
+        if stat.S_ISFIFO(mode) and flags & os.O_ACCMODE == os.O_WRONLY:
+            return fd
+    raise RuntimeError("no reply pipe")
+
+
+@hangup.task
+def closes(_):
+    os.close(protocol_out())
+    time.sleep(1000)
+
+
+@hangup.task
+def garbage(_):
+    os.write(protocol_out(), b"\xff" * 64)
+    time.sleep(1000)
+
+
+@hangup.task
+def says(text):
+    print(text, flush=True)
+    print(text, file=sys.stderr, flush=True)
+    return "said"
+
+
+@hangup.task
+def floods(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        os.write(1, b"y" * 65536)
+    return "flooded"
+
+
+hangup.serve()
