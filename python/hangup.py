@@ -520,16 +520,16 @@ class _Session:
             self.send(_CHUNK, _END if start + _PART >= size else 0, self.last, body[start:start + _PART])
 
 
+class NoSuchTask(LookupError):
+    """The server named a task that this worker has not."""
+
+
 def _lookup(name):
     if not name and len(_tasks) == 1:
         return next(iter(_tasks.values()))
     if name not in _tasks:
         raise NoSuchTask("there is no task %r" % name)
     return _tasks[name]
-
-
-class NoSuchTask(LookupError):
-    """The server named a task that this worker has not."""
 
 
 def _head(*strings):

@@ -113,14 +113,15 @@ func Descendants(pid int) []int {
 }
 
 func below(all map[int]process, root int) []process {
-	var found []process
+	children := make(map[int][]process)
 	for _, p := range all {
-		for up := p.ppid; up > 0; up = all[up].ppid {
-			if up == root {
-				found = append(found, p)
-				break
-			}
-		}
+		children[p.ppid] = append(children[p.ppid], p)
+	}
+	found := slices.Clone(children[root])
+	delete(children, root) // each only once: where pids are reused, the picture may hold a ring
+	for i := 0; i < len(found); i++ {
+		found = append(found, children[found[i].pid]...)
+		delete(children, found[i].pid)
 	}
 	slices.SortFunc(found, func(a, b process) int { return a.pid - b.pid })
 	return found

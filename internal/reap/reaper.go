@@ -196,9 +196,13 @@ func (r *reaper) walk(handles map[int]int) {
 			handles[pid] = ownChild
 		}
 	}
-	for len(queue) > 0 {
+	visited := make(map[int]bool) // a number given away meanwhile could make a ring
+	for ; len(queue) > 0; queue = queue[1:] {
 		up := queue[0]
-		queue = queue[1:]
+		if visited[up] {
+			continue
+		}
+		visited[up] = true
 		for _, pid := range children(up) {
 			if _, known := handles[pid]; !known {
 				handle, ok := r.hold(pid, up, handles[up])
