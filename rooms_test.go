@@ -51,7 +51,8 @@ var rooms = map[string][]string{
 	"cmd/hangup-shim": {"internal/reap"},
 	"worker":          {"internal/wire"},
 	"python":          {},
-	"bench/hop":       {},
+	"bench/hop":       {"internal/proc", "python", "worker"},
+	"examples/go":     {"worker"},
 	"e2e":             {"internal/proc"}, // tests only; proc shows them the kernel's view of a tree
 	".":               {},                // this file
 }

@@ -274,6 +274,7 @@ class _Session:
         """Runs the task and sends what becomes of it. Of a cancelled call nothing is sent:
         its CANCEL waits to be answered."""
         self.begun = self.cancelled = False
+        result = failure = None
         if self.cooperative:
             self.arm()
         try:
@@ -283,27 +284,28 @@ class _Session:
                 result = self.perform(call, body)
             finally:
                 self.open = False
-            if self.left:
-                raise SystemExit(0)  # a forked child has returned from the task
-            if self.cancelled or self.torn:
-                return
-            if result is not None:
-                self.send_result(*result)
-            else:
-                self.send(_CHUNK, _END, self.last)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:
             if self.left:
                 raise
-            if not (self.cancelled or self.torn):
-                self.send(_FAILURE, 0, self.last, _failure(error))
+            failure = _failure(error)
         finally:
             if self.before is not None:
                 self.disarm()
+        if self.left:
+            raise SystemExit(0)  # a forked child has returned from the task
+        if self.cancelled or self.torn:
+            return
+        if failure is not None:
+            self.send(_FAILURE, 0, self.last, failure)
+        elif result is not None:
+            self.send_result(*result)
+        else:
+            self.send(_CHUNK, _END, self.last)
 
     def perform(self, call, body):
-        """The task's result, body and content type; None when it was sent while the task ran."""
+        """The task's result, head and body; None when it was sent while the task ran."""
         function = _lookup(call.task)
         value = _decode(body, call.content_type)
         self.open = True
@@ -317,17 +319,17 @@ class _Session:
             if isinstance(value, str):
                 value = value.encode()
         elif not isinstance(value, (bytes, bytearray, memoryview, GeneratorType, AsyncGeneratorType)):
-            return _encode(value), "application/json"
-        if isinstance(value, (bytes, bytearray)):
-            return value, content_type
+            value, content_type = _encode(value), "application/json"
         if isinstance(value, memoryview):
-            return value.cast("B"), content_type
+            value = value.cast("B")
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return _head(content_type, len(value)), value
         if hasattr(value, "__aiter__"):
             self.wait_for(self.stream_async(value, content_type))
         else:
             for part in value:
                 self.send_part(part, content_type)
-        return None if self.begun else (b"", content_type)
+        return None if self.begun else (_head(content_type), b"")
 
     def wait_for(self, coroutine):
         """Runs a coroutine. It is cancelled in asyncio's way: nothing is raised in the loop's own code."""
@@ -504,18 +506,18 @@ class _Session:
             if self.begun:
                 self.send_inside(_CHUNK, piece)
             else:
-                head = _head("content-type", content_type)
+                head = _head(content_type)
                 self.begun = True
                 self.send_inside(_RESULT, head, piece)
 
-    def send_result(self, body, content_type):
+    def send_result(self, head, body):
         """Sends a whole result: mostly one frame and one write."""
         size = len(body)
         if size <= _PART:
-            self.send(_RESULT, _END, self.last, _head("content-type", content_type), body)
+            self.send(_RESULT, _END, self.last, head, body)
             return
         body = memoryview(body)
-        self.send(_RESULT, 0, self.last, _head("content-type", content_type, "size", str(size)), body[:_PART])
+        self.send(_RESULT, 0, self.last, head, body[:_PART])
         for start in range(_PART, size, _PART):
             self.send(_CHUNK, _END if start + _PART >= size else 0, self.last, body[start:start + _PART])
 
@@ -532,8 +534,11 @@ def _lookup(name):
     return _tasks[name]
 
 
-def _head(*strings):
-    """A head: keys and values in turn, each ended by a NUL, behind their length."""
+def _head(content_type, size=0):
+    """The head of a RESULT. The size is told where the result takes more than one frame."""
+    strings = ["content-type", content_type]
+    if size > _PART:
+        strings += "size", str(size)
     head = ("\0".join(strings) + "\0").encode()
     if head.count(0) != len(strings) or len(head) > 0xFFFF:
         raise ValueError("cannot send the content type: it has a NUL or is longer than 64 KiB")

@@ -191,7 +191,8 @@ func start(t *testing.T, env ...string) *peer {
 	p := &peer{t: t, to: to, from: from, frames: wire.NewReader(from), exited: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.ExtraFiles = []*os.File{in, out}
-	p.cmd.Env = append(os.Environ(), "HANGUP_IN=3", "HANGUP_OUT=4", "HANGUP_PROTOCOL=1")
+	p.cmd.Env = append(os.Environ(), "HANGUP_IN=3", "HANGUP_OUT=4", "HANGUP_PROTOCOL=1",
+		"GORACE=atexit_sleep_ms=0") // else each exit takes a second
 	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stderr
 	if err := p.cmd.Start(); err != nil {
@@ -474,7 +475,7 @@ func TestResults(t *testing.T) {
 		"no members": {types: "FAILURE", failure: wire.FailureInfo{
 			Message: "m", Detail: "the members of the failure were left out: json: unsupported value: NaN"}},
 		"big members": {types: "FAILURE", failure: wire.FailureInfo{
-			Message: "m", Detail: "the members of the failure were left out: they take 1048613 bytes"}},
+			Message: "m", Detail: "the members of the failure were left out: they take 1048621 bytes"}},
 		"big message": {types: "FAILURE", failure: wire.FailureInfo{
 			Error: "errors.errorString", Message: strings.Repeat("\x01", mostText)}},
 		"bad type": {types: "FAILURE", failure: wire.FailureInfo{Error: "fmt.wrapError",

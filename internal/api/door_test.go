@@ -28,7 +28,7 @@ func TestHosts(t *testing.T) {
 	for _, host := range append(slices.Clone(served), foreign...) {
 		for _, path := range []string{"/execute/echo", "GET /healthz", "GET /calls"} {
 			a := g.do(path, "", "Host: "+host)
-			if a.StatusCode == 400 && strings.HasPrefix(host, "[::1") {
+			if strings.Contains(string(a.body), "malformed Host header") {
 				continue // net/http has refused it
 			}
 			if slices.Contains(served, host) {

@@ -79,8 +79,9 @@ type server struct {
 	http   *http.Server
 	watch  *connwatch.Watcher
 
-	draining atomic.Bool
-	booted   atomic.Bool // every pool has been up or has failed once
+	connections atomic.Int64
+	draining    atomic.Bool
+	booted      atomic.Bool // every pool has been up or has failed once
 }
 
 // Run serves until ctx ends or a signal comes, drains, and returns when nothing
@@ -140,7 +141,7 @@ func Run(ctx context.Context, o Options) (err error) {
 			Ready: s.ready, Containment: containment, Isolation: isolation,
 			ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
 		}),
-		ConnContext: s.watch.ConnContext, ConnState: s.watch.ConnState,
+		ConnContext: s.watch.ConnContext, ConnState: s.connState,
 		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
 		ErrorLog: log.New(httpLog{s.log}, "", 0),
 	}
@@ -186,6 +187,23 @@ func (s *server) Do(ctx context.Context, c *call.Call) error {
 		return fmt.Errorf("%w: %q", call.ErrNoSuchWorkload, c.Workload)
 	}
 	return p.Do(ctx, c)
+}
+
+// connState counts connections, and closes one that is over limits.connections.
+func (s *server) connState(c net.Conn, state http.ConnState) {
+	s.watch.ConnState(c, state)
+	switch state {
+	case http.StateNew:
+		over := s.connections.Add(1) - int64(s.o.Config.Limits.Connections)
+		if over == 1 { // once for a crowd
+			s.log.Warn("closing new connections: limits.connections is reached", "caller", c.RemoteAddr().String())
+		}
+		if over > 0 {
+			c.Close()
+		}
+	case http.StateClosed, http.StateHijacked:
+		s.connections.Add(-1)
+	}
 }
 
 // snapshots tells how every pool stands, in the order of the config.

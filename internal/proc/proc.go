@@ -166,7 +166,7 @@ func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
 	t := newTree(s)
 	undo := context.AfterFunc(ctx, t.Kill)
 	err = s.start(t, path, spec)
-	if !undo() && err == nil {
+	if !undo() {
 		err = context.Cause(ctx)
 	}
 	if err != nil {

@@ -1,17 +1,23 @@
 package proc_test
 
 import (
+	"bufio"
+	"context"
+	"fmt"
 	"os"
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/proctest"
 )
 
 func init() {
+	proctest.Program("server", server)
 	if os.Geteuid() != 0 {
 		proctest.Program("forker", forker)
 	}
@@ -35,4 +41,60 @@ func forker([]string) {
 	}
 	all.Wait()
 	select {}
+}
+
+// server is a server with two trees. It says on stdout what they are, does what
+// it is told by the lines of its stdin, and gives the verdicts.
+//
+//	args: shim patience
+func server(args []string) {
+	patience, err := time.ParseDuration(args[1])
+	must(err)
+	socket, err := proc.SupervisorFromEnv()
+	must(err)
+	host, err := proc.Open(proc.Options{Shim: args[0], Supervisor: socket, Patience: patience})
+	must(err)
+	var trees []*proc.Tree
+	for range 2 {
+		spec := proc.Spec{Argv: []string{"sh", "-c", ten}, Env: proctest.Env(), Files: []*os.File{nil, nil, os.Stderr}}
+		tree, err := host.Start(context.Background(), spec)
+		must(err)
+		proctest.Eventually(func() bool { return len(proctest.Descendants(tree.ShimPid())) == 10 })
+		trees = append(trees, tree)
+	}
+	tree, other := trees[0], trees[1]
+	fmt.Println("server", os.Getpid())
+	fmt.Println("shim", tree.ShimPid())
+	fmt.Println("worker", tree.Pid())
+
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		switch lines.Text() {
+		case "kill":
+			tree.Kill()
+		case "verdict":
+			v := tree.Wait(context.Background())
+			fmt.Printf("empty=%v proof=%q reaped=%d reason=%q\n", v.Empty, v.Proof, v.Reaped, v.Reason)
+		case "other": // is not to be touched
+			fmt.Println(len(proctest.Descendants(other.ShimPid())))
+		case "start":
+			next, err := host.Start(context.Background(), proc.Spec{Argv: []string{"sh", "-c", "exit 6"}, Env: proctest.Env()})
+			must(err)
+			fmt.Println(next.Status().Exit, next.Wait(context.Background()).Proof)
+		case "close":
+			fmt.Println(host.Close())
+			os.Exit(3)
+		}
+	}
+	select {}
+}
+
+// ten is a tree of ten processes.
+const ten = `for i in 1 2 3; do sleep 1000 & setsid sleep 1000 & (setsid sleep 1000 &) ; done; exec sleep 1000`
+
+func must(err error) {
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(9)
+	}
 }

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -108,18 +109,15 @@ func (s *shim) start(t *Tree, path string, spec Spec) error {
 		}
 		files[i] = int(file.Fd())
 	}
-	if !s.hold(t) {
-		return errLost
+	if err := s.hold(t); err != nil {
+		return err
 	}
 	err := s.conn.Send(order, files...)
 	runtime.KeepAlive(spec.Files)
 	if errors.Is(err, reap.ErrTooLarge) { // nothing was sent
 		s.mu.Lock()
-		kept := s.release()
+		s.drop()
 		s.mu.Unlock()
-		if !kept {
-			s.abandon()
-		}
 		return syscall.E2BIG
 	}
 	if err != nil {
@@ -135,14 +133,34 @@ func (s *shim) start(t *Tree, path string, spec Spec) error {
 	}
 }
 
-// hold gives the shim a tree, unless it has died meanwhile.
-func (s *shim) hold(t *Tree) bool {
+// hold gives the shim a tree, if both are still wanted.
+func (s *shim) hold(t *Tree) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.gone {
-		s.tree = t
+	switch {
+	case s.gone:
+		return errLost
+	case t.killed:
+		s.drop()
+		return context.Canceled
 	}
-	return !s.gone
+	s.tree = t
+	return nil
+}
+
+// drop makes the shim idle without a tree having been started.
+func (s *shim) drop() {
+	if !s.release() {
+		s.abandon()
+	}
+}
+
+// kill has the shim kill its tree. One that has no room for the message is beyond
+// hope.
+func (s *shim) kill() {
+	if !s.conn.Offer(reap.Kill{}) {
+		s.process.Kill()
+	}
 }
 
 // abandon has the reader end the shim, whatever it is doing.
@@ -179,6 +197,10 @@ func (s *shim) report(m reap.Message) bool {
 	case reap.Started:
 		t.pid = m.Pid
 		t.started <- m
+		if t.killed {
+			s.await()
+			s.kill()
+		}
 	case reap.StartFailed:
 		kept := s.release()
 		t.started <- m

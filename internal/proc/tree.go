@@ -43,7 +43,7 @@ var ErrExited = errors.New("the process has ended")
 // Tree is a program that was started, with whatever it starts.
 type Tree struct {
 	shim    *shim
-	pid     int
+	pid     int               // 0 until the program runs
 	started chan reap.Message // the answer to its Start, or nil; buffered
 	exited  chan struct{}
 	done    chan struct{}
@@ -51,9 +51,9 @@ type Tree struct {
 
 	// Guarded by shim.mu, but read freely once the channel named is closed.
 	began   time.Time // when the stop began
-	killed  bool
-	status  Status  // exited
-	verdict Verdict // done
+	killed  bool      // Kill was called; when there is no pid yet, it is on its way
+	status  Status    // exited
+	verdict Verdict   // done
 }
 
 func newTree(s *shim) *Tree {
@@ -109,14 +109,16 @@ func (t *Tree) Kill() {
 	s := t.shim
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tree != t || t.killed {
+	if t.killed {
 		return
 	}
 	t.killed = true
-	t.stop()
-	s.await() // before the message: a shim that does not read is given up, and that ends the sending
-	if !s.conn.Offer(reap.Kill{}) {
-		s.process.Kill()
+	if s.tree == t {
+		t.stop()
+		s.await() // before the message: a shim that does not read is given up, and that ends the sending
+		if t.pid != 0 {
+			s.kill()
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ const (
 	programEnv = "HANGUP_TEST_PROGRAM" // the misbehaving program to run instead of the tests
 	usedEnv    = "HANGUP_TEST_USED"    // a directory with an empty file for every program that ran
 	laneEnv    = "HANGUP_TEST_UID"     // set in the lane of the ordinary user
-	shimEnv    = "HANGUP_TEST_SHIM"    // the built hangup-shim
+	buildEnv   = "HANGUP_TEST_BUILT_"  // with a program's name: where it was built
 	runEnv     = "HANGUP_TEST_RUN"     // marks every process that a lane started
 )
 
@@ -59,9 +59,10 @@ func Command(name string, args ...string) (argv, env []string) {
 // by it, whoever has become their parent.
 func Env() []string {
 	env := []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/", "LANG=C.UTF-8", "GOTRACEBACK=single"}
-	for _, name := range []string{usedEnv, laneEnv, shimEnv, runEnv, "TMPDIR"} {
-		if value := os.Getenv(name); value != "" {
-			env = append(env, name+"="+value)
+	for _, entry := range os.Environ() {
+		name, _, _ := strings.Cut(entry, "=")
+		if strings.HasPrefix(name, buildEnv) || slices.Contains([]string{usedEnv, laneEnv, runEnv, "TMPDIR"}, name) {
+			env = append(env, entry)
 		}
 	}
 	return env
@@ -100,7 +101,7 @@ func runTests(m *testing.M) int {
 	os.Mkdir(used, 0o777)
 	os.Setenv(usedEnv, used)
 	os.Setenv(runEnv, filepath.Base(dir))
-	shimDir = dir
+	runDir = dir
 	warmUp()
 
 	announce(fmt.Sprintf("as uid %d", os.Geteuid()))
