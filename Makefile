@@ -11,7 +11,7 @@ PROCESS_ROOMS := ./internal/reap/... ./internal/proc/... ./internal/kind/... ./i
 STRESS_COUNT  ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test stress lint bench clean need-go need-git need-python need-race
+.PHONY: help demo run build test stress lint bench rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ build: need-go ## build bin/hangup and bin/hangup-shim
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/hangup ./cmd/hangup
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/hangup-shim ./cmd/hangup-shim
 
-test: need-go need-git need-python need-race ## vet, the rooms, the Python SDK, then all Go tests with -race
+test: need-go need-git need-python need-race need-strace ## vet, the rooms, the Python SDK, then all Go tests with -race
 	$(GO) vet ./...
 	$(GO) test .
 	cd python && $(PYTHON) -m unittest test_hangup
@@ -42,8 +42,13 @@ lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 
-bench: need-go ## what the hop through hangup costs beside a bare net/http echo
+bench: build ## what the hop through hangup costs beside a bare net/http echo
 	$(GO) run ./bench/hop
+
+rename: need-go need-git ## move to another module path: make rename MODULE=github.com/you/hangup
+	@test -n "$(MODULE)" || { echo "make: say where to: make rename MODULE=github.com/you/hangup" >&2; exit 2; }
+	@old=$$($(GO) list -m) && git grep -lF "$$old" | xargs sed -i "s#$$old#$(MODULE)#g" && \
+		echo "$$old is $(MODULE) now; look with: git diff --stat"
 
 clean: ## remove what build and run made
 	rm -rf bin build
@@ -57,6 +62,9 @@ need-git:
 need-python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \
 		{ echo "make: $(PYTHON) must be Python 3.9 or later: apt-get install python3" >&2; exit 1; }
+
+need-strace:
+	@command -v strace >/dev/null || { echo "make: cannot find strace: apt-get install strace" >&2; exit 1; }
 
 need-race:
 	@test "$$($(GO) env CGO_ENABLED)" = 1 && cc=$$($(GO) env CC) && command -v $${cc%% *} >/dev/null || \

@@ -64,6 +64,19 @@ func start(t *testing.T, workloads string, settings ...string) *server {
 // launch is start without the oracle, for tests that end the server badly.
 func launch(t *testing.T, workloads string, settings ...string) *server {
 	t.Helper()
+	s := prepare(t, workloads, settings...)
+	s.run()
+	s.eventually("ready", func() bool {
+		code, _ := s.get("/readyz")
+		return code == http.StatusOK
+	})
+	return s
+}
+
+// prepare makes the directory and the command of a server, for tests that change
+// either before it is run.
+func prepare(t *testing.T, workloads string, settings ...string) *server {
+	t.Helper()
 	s := &server{t: t, dir: t.TempDir(), client: &http.Client{Transport: &http.Transport{}}, exit: make(chan error, 1)}
 	for _, pattern := range []string{"testdata/*.py", "../python/hangup.py"} {
 		paths, err := filepath.Glob(pattern)
@@ -82,13 +95,36 @@ func launch(t *testing.T, workloads string, settings ...string) *server {
 	s.cmd = exec.Command(proctest.Build(t, "hangup", "./cmd/hangup", "-race"), "serve", "--config", filepath.Join(s.dir, "hangup.yaml"))
 	s.cmd.Env = append(proctest.Env(), "GORACE=halt_on_error=1")
 	proctest.Build(t, "hangup-shim", "./cmd/hangup-shim")
+	return s
+}
+
+// run starts the server and returns when it serves.
+func (s *server) run() {
+	s.t.Helper()
+	select {
+	case <-s.begin():
+	case err := <-s.exit:
+		s.ended = true
+		s.t.Fatalf("the server did not start: %v\n%s", err, s.logText())
+	}
+}
+
+// begin starts the server. The channel is closed when it serves.
+func (s *server) begin() <-chan struct{} {
+	s.t.Helper()
 	log, err := s.cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	if err := s.cmd.Start(); err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
+	s.t.Cleanup(func() {
+		if !s.ended { // the test gave up: whatever state the server is in, it goes
+			s.cmd.Process.Kill()
+			<-s.exit
+		}
+	})
 	serving := make(chan struct{})
 	read := make(chan struct{})
 	go func() {
@@ -99,16 +135,7 @@ func launch(t *testing.T, workloads string, settings ...string) *server {
 		<-read // Wait closes the pipe
 		s.exit <- s.cmd.Wait()
 	}()
-	select {
-	case <-serving:
-	case <-read:
-		t.Fatalf("the server did not start:\n%s", s.logText())
-	}
-	s.eventually("ready", func() bool {
-		code, _ := s.get("/readyz")
-		return code == http.StatusOK
-	})
-	return s
+	return serving
 }
 
 func (s *server) write(name, content string) {
@@ -240,6 +267,7 @@ func request(path, headers, body string) string {
 type callRecord struct {
 	ID, Workload, Task, State, Outcome, Caller string
 	WorkerPid                                  int        `json:"worker_pid"`
+	StartedAt                                  *time.Time `json:"started_at"`
 	EndedAt                                    *time.Time `json:"ended_at"`
 	Cancel                                     *struct {
 		By        string
@@ -395,7 +423,7 @@ func (s *server) check() {
 	if accepted != total-rejected {
 		s.t.Errorf("%v calls accepted, %v ended, of which %v rejected: the sums do not balance", accepted, total, rejected)
 	}
-	if bad := s.records("illegal"); len(bad) > 0 {
+	if bad := s.records("illegal transition: a defect of hangup"); len(bad) > 0 {
 		s.t.Errorf("the machine was told what cannot happen: %v", bad)
 	}
 	s.end(syscall.SIGTERM, 0)

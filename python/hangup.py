@@ -289,7 +289,8 @@ class _Session:
         except BaseException as error:
             if self.left:
                 raise
-            failure = _failure(error)
+            if not self.cancelled:
+                failure = _failure(error)
         finally:
             if self.before is not None:
                 self.disarm()

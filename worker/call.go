@@ -38,7 +38,6 @@ type Call struct {
 	// Guarded by session.mu.
 	head  []byte // of the result, once it is known
 	begun bool   // the head was sent
-	over  bool   // nothing more may be sent
 }
 
 // Input reads the rest of the input.
@@ -243,16 +242,15 @@ func (c *Call) write(p []byte, end bool) error {
 	}
 }
 
-// send writes one frame of the call, unless nothing more of it may be sent.
-// The caller holds session.mu.
+// send writes one frame of the call, unless nothing more of it may be sent: the
+// call's context tells that. The caller holds session.mu.
 func (c *Call) send(t wire.Type, flags uint8, parts ...[]byte) error {
-	switch {
-	case c.over:
-		return ErrEnded
-	case c.ctx.Err() != nil:
+	if c.ctx.Err() != nil {
 		return context.Cause(c.ctx)
 	}
-	c.over = t == wire.TypeFailure || flags&wire.FlagEnd != 0
+	if t == wire.TypeFailure || flags&wire.FlagEnd != 0 {
+		defer c.cancel(ErrEnded)
+	}
 	n := 0
 	for _, part := range parts {
 		n += len(part)

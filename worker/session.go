@@ -82,9 +82,9 @@ func (s *session) execute(f wire.Frame) error {
 	}
 
 	s.mu.Lock()
-	s.current, call.over = nil, true
+	s.current = nil
+	call.cancel(ErrEnded) // no frame of it is being written, and none will be
 	s.mu.Unlock()
-	call.cancel(ErrEnded)
 	if s.broken != nil {
 		return s.broken
 	}

@@ -661,6 +661,15 @@ func TestCancel(t *testing.T) {
 			p.stillWorks()
 		})
 	})
+	t.Run("heard before it starts", func(t *testing.T) {
+		p := start(t, cooperative)
+		for range 50 {
+			raw := p.request("wait", "", "")
+			p.write(wire.Append(raw, wire.Frame{Type: wire.TypeCancel, ID: p.last}))
+			p.cancelled()
+		}
+		p.stillWorks()
+	})
 	t.Run("inside an input nobody reads", func(t *testing.T) {
 		p := start(t, cooperative)
 		raw := p.request("wait", "", "part", "part", "")

@@ -15,6 +15,12 @@ def echo(input):
 
 
 @hangup.task
+def late_echo(input):
+    time.sleep(0.02)
+    return input
+
+
+@hangup.task
 def pid(_):
     return os.getpid()
 
@@ -35,8 +41,7 @@ def stream(input):
     return hangup.Reply(parts(), "application/octet-stream")
 
 
-@hangup.task
-def tree(_):
+def family():
     """A child, one in a session of its own, and an orphan that ignores SIGTERM."""
     subprocess.Popen(["sleep", "1000"])
     subprocess.Popen(["sleep", "1000"], start_new_session=True)
@@ -46,6 +51,11 @@ def tree(_):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(1000)
         os._exit(0)
+
+
+@hangup.task
+def tree(_):
+    family()
     time.sleep(1000)
 
 
@@ -127,6 +137,26 @@ def floods(seconds):
     while time.monotonic() < end:
         os.write(1, b"y" * 65536)
     return "flooded"
+
+
+@hangup.task
+def streams(_):
+    """A reply without an end, from a task with a family."""
+    family()
+
+    def parts():
+        while True:
+            yield b"x" * 1024
+            time.sleep(0.02)
+
+    return hangup.Reply(parts(), "application/octet-stream")
+
+
+@hangup.task
+def answers(input):
+    """The nonce of the call, after some seconds, so many times."""
+    time.sleep(input["seconds"])
+    return hangup.Reply(input["nonce"].encode() * input["times"], "text/plain")
 
 
 hangup.serve()

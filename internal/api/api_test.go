@@ -46,6 +46,7 @@ type rig struct {
 	calls   *calls.Registry
 	spool   *spool.Spool
 	ended   chan event.CallEnded
+	conns   chan net.Conn // the server's ends, the first few
 	pools   []event.Pool
 	ready   error
 }
@@ -53,7 +54,7 @@ type rig struct {
 // serve starts a rig that ends with the test. The config may be changed before.
 func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 	t.Helper()
-	g := &rig{t: t, ended: make(chan event.CallEnded, 10_000), config: &config.Config{
+	g := &rig{t: t, ended: make(chan event.CallEnded, 10_000), conns: make(chan net.Conn, 10), config: &config.Config{
 		Listen: []string{"127.0.0.1:0"},
 		Limits: config.Limits{Body: 1 << 20, BodyTimeout: wait},
 		Workloads: []config.Workload{
@@ -98,8 +99,15 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 			defer handlers.Done()
 			g.handler.ServeHTTP(w, r)
 		}),
-		ConnContext: watcher.ConnContext, ConnState: watcher.ConnState,
-		ErrorLog: log.New(testLog{t}, "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			select {
+			case g.conns <- c:
+			default:
+			}
+			return watcher.ConnContext(ctx, c)
+		},
+		ConnState: watcher.ConnState,
+		ErrorLog:  log.New(testLog{t}, "", 0),
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

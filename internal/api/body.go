@@ -49,8 +49,8 @@ func newBody(w http.ResponseWriter, r *http.Request, limits config.Limits, s *sp
 	}
 }
 
-// announced refuses a body whose length says that it is too large, before a
-// byte of it is asked for.
+// announced refuses a body whose length says that it is too large, before it
+// has a place and before a byte of it is asked for.
 func (b *body) announced() error {
 	if b.r.ContentLength > b.limits.Body {
 		return b.tooLarge()
@@ -83,8 +83,7 @@ func (b *body) take(ctx context.Context) error {
 		_ = b.conn.SetReadDeadline(past)
 		close(woken)
 	})
-	// MaxBytesReader tells net/http to let the sender read the refusal.
-	from := &source{r: http.MaxBytesReader(b.w, b.r.Body, b.limits.Body)}
+	from := &source{r: b.r.Body}
 	b.spooled = b.spool.Body(b.limits.Body)
 	b.spooled.Expect(b.r.ContentLength)
 	err := b.spooled.Fill(from)
@@ -117,12 +116,9 @@ func (s *source) Read(p []byte) (int, error) {
 // cause says why a body could not be taken in: err is what the spool says,
 // readErr the error of reading, if it was that.
 func (b *body) cause(ctx context.Context, err, readErr error) error {
-	var (
-		tooLarge *http.MaxBytesError
-		network  net.Error
-	)
+	var network net.Error
 	switch {
-	case errors.As(readErr, &tooLarge), errors.Is(err, spool.ErrTooLarge):
+	case errors.Is(err, spool.ErrTooLarge):
 		return b.tooLarge()
 	case readErr == nil:
 		return fmt.Errorf("%w: %v", call.ErrSpoolFull, err)

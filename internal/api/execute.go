@@ -227,15 +227,15 @@ func (s *server) do(v *visit, c *call.Call) {
 	v.w.Header().Set("Hangup-Call", c.ID)
 
 	ctx, lease := s.o.Calls.Begin(c)
-	out.ctx, out.gone = ctx, lease.Drop
+	out.ctx = ctx
 	stop := connwatch.AfterHangUp(v.r.Context(), lease.Drop)
 	err := s.o.Calls.Do(ctx, c)
 	stop()
-	out.end(err == nil)
+	out.end()
 	switch {
 	case err == nil:
 	case out.begun, errors.Is(err, call.ErrHungUp):
-		abort()
+		v.abort()
 	default:
 		s.end(v, c, err)
 	}
@@ -245,7 +245,7 @@ func (s *server) do(v *visit, c *call.Call) {
 func (s *server) refuse(v *visit, c *call.Call, err error) {
 	s.o.Calls.Refuse(c, err)
 	if errors.Is(err, call.ErrHungUp) {
-		abort()
+		v.abort()
 	}
 	v.w.Header().Set("Hangup-Call", c.ID)
 	s.end(v, c, err)
@@ -257,9 +257,13 @@ func (s *server) end(v *visit, c *call.Call, err error) {
 	s.fail(v, c, err)
 }
 
-// abort closes the connection without another byte. A reply that has begun
-// cannot say anything else, and a caller who hung up gets nothing.
-func abort() { panic(http.ErrAbortHandler) }
+// abort closes the connection without another byte: a reply that has begun
+// cannot say anything else, and a caller who hung up gets nothing. net/http would
+// first write what it has buffered, even to a peer who does not read.
+func (v *visit) abort() {
+	_ = v.body.conn.SetWriteDeadline(past)
+	panic(http.ErrAbortHandler)
+}
 
 // timing is the value of Server-Timing, from the same record that GET /calls shows.
 func (s *server) timing(c *call.Call, queueOnly bool) string {

@@ -27,7 +27,6 @@ type reply struct {
 	conn *http.ResponseController
 	ctx  context.Context // of the call
 	peer context.Context // of the request, for connwatch only
-	gone func()          // says that the caller does not take the reply
 	last func()          // called before the last byte of a known size is written
 	// timing is the value of Server-Timing now: the queue alone, or the run too.
 	timing func(streamed bool) string
@@ -35,9 +34,7 @@ type reply struct {
 	begun   bool
 	size    int64 // -1: unknown
 	written int64
-	stop    func() bool   // of the wake-up when the call ends
-	woken   chan struct{} // closed by it
-	done    func()        // of the watch on a peer that vanishes in the middle
+	done    func() // ends the watch on a peer that vanishes in the middle
 }
 
 // Head begins the reply.
@@ -50,12 +47,7 @@ func (p *reply) Head(h call.Head) error {
 	case !validValue(h.ContentType):
 		return fmt.Errorf("%w: its content type %q cannot be sent", call.ErrBadWorker, clip(h.ContentType))
 	}
-	p.begun, p.size = true, h.Size
-	p.woken, p.done = make(chan struct{}), func() {}
-	p.stop = context.AfterFunc(p.ctx, func() {
-		_ = p.conn.SetWriteDeadline(past)
-		close(p.woken)
-	})
+	p.begun, p.size, p.done = true, h.Size, func() {}
 	if h.Size < 0 || h.Size > streamedFrom {
 		p.done = connwatch.Streaming(p.peer)
 	}
@@ -80,36 +72,39 @@ func (p *reply) Write(b []byte) (int, error) {
 		return 0, nil
 	}
 	p.written += int64(len(b))
+	if p.ctx.Err() != nil {
+		return 0, context.Cause(p.ctx)
+	}
 	if p.size >= 0 && p.written > p.size {
 		return 0, fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
 	}
 	if p.written == p.size {
 		p.last()
 	}
+	// A caller who does not read must not keep a call that has ended.
+	woken := make(chan struct{})
+	stop := context.AfterFunc(p.ctx, func() {
+		_ = p.conn.SetWriteDeadline(past)
+		close(woken)
+	})
 	n, err := p.w.Write(b)
 	if err == nil && p.size < 0 {
 		err = p.conn.Flush()
 	}
+	if !stop() {
+		<-woken
+		_ = p.conn.SetWriteDeadline(time.Time{}) // this may have been the last part
+	}
 	if err != nil {
-		p.gone() // it counts unless the call has ended for another reason before
 		return n, cmp.Or(context.Cause(p.ctx), call.ErrHungUp)
 	}
 	return n, nil
 }
 
-// end lets go of the connection. complete says that the whole result is in; a
-// call that ends at that very moment must not tear it any more.
-func (p *reply) end(complete bool) {
-	if !p.begun {
-		return
-	}
-	p.done()
-	if p.stop() {
-		return
-	}
-	<-p.woken
-	if complete {
-		_ = p.conn.SetWriteDeadline(time.Time{})
+// end lets go of the connection.
+func (p *reply) end() {
+	if p.begun {
+		p.done()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/event"
 )
 
 // counting counts the writes to the connections it accepts.
@@ -84,6 +85,167 @@ func TestCancelAtTheVeryEnd(t *testing.T) {
 			t.Fatalf("%s: %q", a.Status, a.body)
 		}
 	}
+}
+
+// Who has the whole reply may send the next request, however large, though the
+// call is not quite over.
+func TestNextRequestBehindTheReply(t *testing.T) {
+	const size = 100_000 // more than net/http holds back
+	sent := make(chan struct{})
+	g := serve(t, func(ctx context.Context, c *call.Call) error {
+		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: size})); err != nil {
+			return err
+		}
+		if _, err := c.Reply.Write(make([]byte, size)); err != nil {
+			return err
+		}
+		<-sent
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(50 * time.Millisecond): // a false hang-up would have come by now
+			return nil
+		}
+	})
+	c := g.dial()
+	for range 2 {
+		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", size, make([]byte, size))
+		if a := c.receive(); len(a.body) != size {
+			t.Fatalf("%s, %d bytes, %v", a.Status, len(a.body), a.err)
+		}
+		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", 3*size, make([]byte, 3*size))
+		sent <- struct{}{}
+		if end := g.end(); end.Cause != nil {
+			t.Fatalf("the first call: %v", end.Cause)
+		}
+		c.receive()
+		sent <- struct{}{}
+		if end := g.end(); end.Cause != nil {
+			t.Fatalf("the second call: %v", end.Cause)
+		}
+	}
+}
+
+// More behind a running request than may lie there counts as a hang-up.
+func TestTooMuchBehind(t *testing.T) {
+	door, running := hanging()
+	g := serve(t, door)
+	c := g.dial()
+	c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+	next(t, running)
+	c.Write(make([]byte, 200_000)) // it may fail in the middle
+	if end := g.end(); !errors.Is(end.Cause, call.ErrHungUp) {
+		t.Errorf("%s: %v", end.Outcome, end.Cause)
+	}
+}
+
+// What a call says in its last moment and what its caller gets agree: who is told
+// that it was done has the whole result.
+func TestCancelAsTheReplyIsWritten(t *testing.T) {
+	const size = 20_000
+	var g *rig
+	g = serve(t, func(ctx context.Context, c *call.Call) error {
+		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: size})); err != nil {
+			return err
+		}
+		cancelled := make(chan struct{})
+		go func() {
+			defer close(cancelled)
+			g.calls.Cancel(c.ID)
+		}()
+		_, err := c.Reply.Write(make([]byte, size))
+		<-cancelled
+		return err
+	})
+	c := g.dial()
+	for range 300 {
+		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		resp, err := http.ReadResponse(c.in, nil)
+		var body []byte
+		if err == nil {
+			body, err = io.ReadAll(resp.Body)
+		}
+		end := g.end()
+		if end.Outcome == event.Done && (err != nil || len(body) != size) {
+			t.Fatalf("done, and its caller has %d bytes: %v", len(body), err)
+		}
+		if err != nil || resp.Close {
+			c.Close()
+			c = g.dial()
+		}
+	}
+}
+
+func TestNothingIsWrittenForACallThatHasEnded(t *testing.T) {
+	var g *rig
+	g = serve(t, func(ctx context.Context, c *call.Call) error {
+		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: 4})); err != nil {
+			return err
+		}
+		if err := c.Reply.Head(call.Head{}); !errors.Is(err, call.ErrBadWorker) {
+			t.Errorf("a second head: %v", err)
+		}
+		g.calls.Cancel(c.ID)
+		<-ctx.Done()
+		_, err := io.WriteString(c.Reply, "late")
+		if !errors.Is(err, call.ErrCancelled) {
+			t.Errorf("a late write: %v", err)
+		}
+		return err
+	})
+	c := g.dial()
+	c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	c.nothing()
+}
+
+// pipes accepts one connection, which takes no byte that the other end does not read.
+type pipes struct {
+	conn   chan net.Conn
+	closed chan struct{}
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conn:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p *pipes) Close() error   { close(p.closed); return nil }
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A torn reply is torn at once, also for a caller who does not read it.
+func TestAbortDoesNotWait(t *testing.T) {
+	g := serve(t, func(ctx context.Context, c *call.Call) error {
+		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: 5000})); err != nil {
+			return err
+		}
+		if _, err := c.Reply.Write(make([]byte, 3000)); err != nil { // net/http holds them back
+			return err
+		}
+		return call.ErrDied
+	})
+	l := &pipes{make(chan net.Conn), make(chan struct{})}
+	closed := make(chan struct{})
+	server := &http.Server{Handler: g.handler, ConnState: func(_ net.Conn, s http.ConnState) {
+		if s == http.StateClosed {
+			close(closed)
+		}
+	}}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		server.Serve(l)
+	}()
+	defer func() { server.Close(); <-served }()
+
+	here, there := net.Pipe()
+	defer here.Close()
+	l.conn <- there
+	io.WriteString(here, "POST /execute/echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	next(t, closed)
 }
 
 func TestHTTP10(t *testing.T) {

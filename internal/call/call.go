@@ -56,12 +56,14 @@ type Input interface {
 	Reader() io.Reader
 }
 
-// Reply takes the result. It has one user: the goroutine inside Do.
+// Reply takes the result. It has one user: the goroutine inside Do. What its
+// methods fail with is the cause for which the call ends: ErrHungUp where the
+// caller is gone.
 type Reply interface {
 	// Head begins the reply. It is called once, before the first Write.
 	Head(h Head) error
 	// Write sends a part of the body on its way. It blocks while the caller
-	// does not read, and fails when the caller is gone.
+	// does not read.
 	io.Writer
 }
 

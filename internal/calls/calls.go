@@ -12,6 +12,7 @@ package calls
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -105,11 +106,14 @@ func (r *Registry) Begin(c *call.Call) (context.Context, *Lease) {
 
 // Do has the call done, and records how it ended. It returns what the door
 // returned: nil, or the cause.
-func (r *Registry) Do(ctx context.Context, c *call.Call) error {
-	err := r.door.Do(ctx, c)
-	r.end(c, err)
-	return err
+func (r *Registry) Do(ctx context.Context, c *call.Call) (err error) {
+	err = errDefect // unless the door returns
+	defer func() { r.end(c, err) }()
+	return r.door.Do(ctx, c)
 }
+
+// errDefect is how a call ends when the door panics.
+var errDefect = errors.New("the server has a defect")
 
 // Refuse records a call that was turned away before [Registry.Begin].
 func (r *Registry) Refuse(c *call.Call, cause error) {

@@ -161,3 +161,18 @@ func TestPastIsBounded(t *testing.T) {
 	default:
 	}
 }
+
+// TestPanic: even a call whose door panics has an end.
+func TestPanic(t *testing.T) {
+	r := New(t.Context(), Options{Door: door(func(context.Context, *call.Call) error { panic("a defect") }), Emit: (&heard{}).sink})
+	c := newCall("a")
+	ctx, _ := r.Begin(c)
+	func() {
+		defer func() { recover() }()
+		r.Do(ctx, c)
+	}()
+	<-r.Quiet()
+	if rec, _ := r.Get("a"); rec.Outcome != event.Failed {
+		t.Errorf("the record: %+v", rec)
+	}
+}

@@ -30,6 +30,8 @@ type Buffer struct {
 // NewBuffer returns a Buffer in front of w.
 func NewBuffer(w io.Writer) *Buffer {
 	b := &Buffer{w: w, held: make([]byte, 0, bufferSize)}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.timer = time.AfterFunc(FlushAfter, func() { _ = b.Flush() })
 	return b
 }

@@ -41,6 +41,7 @@ func TestBufferFlushes(t *testing.T) {
 				t.Errorf("%s: written %q, want %d records", when, got, records)
 			}
 		}
+		time.Sleep(10 * FlushAfter)
 		log.Info("one")
 		time.Sleep(FlushAfter - time.Nanosecond)
 		expect("just before", 0)

@@ -256,8 +256,9 @@ func (h *Host) Close() error {
 	if h.supervisor != nil {
 		h.supervisor.conn.Close()
 	}
-	if h.left > 0 {
-		return fmt.Errorf("cannot end %d process trees", h.left)
+	if left := h.left; left > 0 {
+		h.left = 0 // is said once
+		return fmt.Errorf("cannot end %d process trees", left)
 	}
 	return nil
 }

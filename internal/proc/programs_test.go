@@ -18,7 +18,10 @@ import (
 
 func init() {
 	proctest.Program("server", server)
-	if os.Geteuid() != 0 {
+	switch os.Geteuid() {
+	case 0, begrudgerUID:
+		proctest.Program("begrudger", begrudger)
+	default:
 		proctest.Program("forker", forker)
 	}
 }
@@ -74,7 +77,7 @@ func server(args []string) {
 			tree.Kill()
 		case "verdict":
 			v := tree.Wait(context.Background())
-			fmt.Printf("empty=%v proof=%q reaped=%d reason=%q\n", v.Empty, v.Proof, v.Reaped, v.Reason)
+			fmt.Printf("empty=%v proof=%q reason=%q\n", v.Empty, v.Proof, v.Reason)
 		case "other": // is not to be touched
 			fmt.Println(len(proctest.Descendants(other.ShimPid())))
 		case "start":
@@ -87,6 +90,28 @@ func server(args []string) {
 		}
 	}
 	select {}
+}
+
+// begrudgerUID is the user of the begrudger, which root starts.
+const begrudgerUID = 65123
+
+// begrudger is a server whose worker becomes root by a setuid program, so that its
+// shim may not kill it.
+//
+//	args: shim, program…
+func begrudger(args []string) {
+	host, err := proc.Open(proc.Options{Shim: args[0]})
+	must(err)
+	tree, err := host.Start(context.Background(), proc.Spec{Argv: args[1:], Env: proctest.Env(), NewPrivileges: true})
+	must(err)
+	proctest.Eventually(func() bool { return name(tree.Pid()) == "sleep" })
+	tree.Kill()
+	for verdict := (proc.Verdict{}); !verdict.Empty; {
+		verdict = tree.Wait(context.Background())
+		fmt.Printf("empty=%v in %v: %+v\n", verdict.Empty, verdict.Took.Round(time.Second), verdict.Survivors)
+		fmt.Println(tree.Pid())
+	}
+	must(host.Close())
 }
 
 // ten is a tree of ten processes.

@@ -58,7 +58,7 @@ func Command(name string, args ...string) (argv, env []string) {
 // Env returns a small environment for programs under test. The oracle finds them
 // by it, whoever has become their parent.
 func Env() []string {
-	env := []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/", "LANG=C.UTF-8", "GOTRACEBACK=single"}
+	env := []string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=/", "LANG=C.UTF-8", "GOTRACEBACK=single", "GORACE=atexit_sleep_ms=0"}
 	for _, entry := range os.Environ() {
 		name, _, _ := strings.Cut(entry, "=")
 		if strings.HasPrefix(name, buildEnv) || slices.Contains([]string{usedEnv, laneEnv, runEnv, "TMPDIR"}, name) {
@@ -99,6 +99,7 @@ func runTests(m *testing.M) int {
 	os.Chmod(dir, 0o755)
 	used := filepath.Join(dir, "used")
 	os.Mkdir(used, 0o777)
+	os.Chmod(used, 0o777) // programs may run as anybody
 	os.Setenv(usedEnv, used)
 	os.Setenv(runEnv, filepath.Base(dir))
 	runDir = dir

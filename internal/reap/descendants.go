@@ -4,9 +4,15 @@ package reap
 // is a look, not a proof: the tree may change while it is read.
 func Descendants(pid int) []int {
 	children := newLister(pid)
-	found := children(pid)
+	seen := map[int]bool{pid: true} // a number given away meanwhile could make a ring
+	found := []int{pid}
 	for i := 0; i < len(found); i++ {
-		found = append(found, children(found[i])...)
+		for _, child := range children(found[i]) {
+			if !seen[child] {
+				seen[child] = true
+				found = append(found, child)
+			}
+		}
 	}
-	return found
+	return found[1:]
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"testing"
 	"testing/iotest"
@@ -92,6 +93,40 @@ func TestReaderCutAtEveryByte(t *testing.T) {
 		}
 		if err != want {
 			t.Errorf("cut after %d bytes: %v, want %v", cut, err, want)
+		}
+	}
+}
+
+// Frames of all sizes, wherever the buffer's end falls in them.
+func TestReaderOfManyFrames(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var stream []byte
+	var want []Frame
+	for i := range 300 {
+		payload := make([]byte, []int{0, 100, bufferSize / 3, Chunk, 2 * Chunk}[rng.IntN(5)]+rng.IntN(100))
+		for j := range payload {
+			payload[j] = byte(rng.Uint32())
+		}
+		f := Frame{Type: TypeChunk, ID: uint64(i + 1), Payload: payload}
+		want = append(want, f)
+		stream = Append(stream, f)
+	}
+	for name, in := range map[string]io.Reader{
+		"as it comes": bytes.NewReader(stream),
+		"in halves":   iotest.HalfReader(bytes.NewReader(stream)),
+		"with EOF":    iotest.DataErrReader(bytes.NewReader(stream)),
+	} {
+		r := NewReader(in)
+		for _, w := range want {
+			if got, err := r.Next(); err != nil || !same(got, w) {
+				t.Fatalf("%s: frame %d: error %v", name, w.ID, err)
+			}
+			if cap(r.buf) > 3*Chunk {
+				t.Fatalf("%s: a buffer of %d bytes", name, cap(r.buf))
+			}
+		}
+		if _, err := r.Next(); err != io.EOF {
+			t.Errorf("%s: %v, want io.EOF", name, err)
 		}
 	}
 }

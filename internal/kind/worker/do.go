@@ -150,7 +150,7 @@ func (w *Worker) receive(c *call.Call) error {
 		}
 		if len(body) > 0 {
 			if _, err := c.Reply.Write(body); err != nil {
-				return fmt.Errorf("%w: %v", call.ErrHungUp, err)
+				return err
 			}
 		}
 		if frame.End() {
@@ -169,10 +169,7 @@ func (w *Worker) beginReply(c *call.Call, frame wire.Frame) ([]byte, error) {
 	if frame.End() {
 		size = int64(len(body))
 	}
-	if err := c.Reply.Head(call.Head{ContentType: head.Get("content-type"), Size: size}); err != nil {
-		return nil, fmt.Errorf("%w: %v", call.ErrHungUp, err)
-	}
-	return body, nil
+	return body, c.Reply.Head(call.Head{ContentType: head.Get("content-type"), Size: size})
 }
 
 // failure is what the work says of its own failing.

