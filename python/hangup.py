@@ -191,6 +191,9 @@ class _Session:
     A task starts when all its input is there, and until it is answered the server sends
     nothing but the CANCEL of that call. So the handler does not read; that something has
     come is enough. The frame stays where it is, to be answered when the task is over.
+
+    One window is CPython's: a signal that comes just before a blocking system call is seen
+    only when the call returns. The server closes it by repeating the CANCEL.
     """
 
     def __init__(self, inp, out, cooperative):
@@ -229,8 +232,9 @@ class _Session:
                 self.last = number
                 self.acknowledged = False
                 self.execute(flags, payload)
-            elif kind == _CANCEL and number == self.last and not self.acknowledged:
-                self.acknowledge()
+            elif kind == _CANCEL and number == self.last:
+                if not self.acknowledged:  # else it was repeated
+                    self.acknowledge()
             elif kind == _SHUTDOWN:
                 break
             else:

@@ -228,10 +228,17 @@ class Worker:
         self.write(frame(CANCEL, 0, self.number))
 
     def cancelled(self):
-        """Reads up to CANCELLED; the kinds of what came before it."""
+        """Reads up to CANCELLED; the kinds of what came before it. Repeats the CANCEL, as a server does."""
         before = []
+        give_up = time.monotonic() + PATIENCE
         while True:
-            kind, _, number, _ = self.read() or self.fail()
+            try:
+                kind, _, number, _ = self.read(timeout=0.5) or self.fail()
+            except TimeoutError:
+                if time.monotonic() > give_up:
+                    raise
+                self.cancel()
+                continue
             assert number == self.number, number
             if kind == CANCELLED:
                 return before
@@ -686,6 +693,14 @@ class Cancel(unittest.TestCase):
         self.worker.cancel()
         self.assertEqual(self.worker.cancelled(), [])
         self.still_works()
+
+    def test_repeated(self):
+        for code in "time.sleep(100)", "time.sleep(0.01)":
+            self.worker.start("execute", json.dumps(code), "application/json")
+            for _ in range(5):
+                self.worker.cancel()
+            self.worker.cancelled()
+            self.still_works()
 
     def test_of_a_worker_that_is_not_cooperative(self):
         with Worker() as worker:

@@ -50,8 +50,10 @@ func (s *session) serve() error {
 		case f.Type == wire.TypeExecute && f.ID > s.last:
 			s.last, s.acknowledged = f.ID, false
 			err = s.execute(f)
-		case f.Type == wire.TypeCancel && f.ID == s.last && !s.acknowledged:
-			err = s.acknowledge()
+		case f.Type == wire.TypeCancel && f.ID == s.last:
+			if !s.acknowledged { // else it was repeated
+				err = s.acknowledge()
+			}
 		default:
 			err = unexpected(f)
 		}

@@ -685,9 +685,11 @@ func TestCancel(t *testing.T) {
 		both(t, func(t *testing.T, p *peer) {
 			p.stillWorks()
 			p.cancel()
+			p.cancel()
 			if diff := cmp.Diff(none, p.cancelled()); diff != "" {
 				t.Error(diff)
 			}
+			p.cancel()
 			p.stillWorks()
 		})
 	})

@@ -278,7 +278,7 @@ func startError(m reap.StartFailed, path, dir string) error {
 	case m.Errno == syscall.ENOENT && exists(path, dir):
 		return fmt.Errorf("%w: %s is there, but the interpreter it asks for is not", m.Errno, path)
 	case m.Errno == syscall.ENOEXEC:
-		return fmt.Errorf("%w: %s is no program of this machine and does not begin with #!", m.Errno, path)
+		return fmt.Errorf("%w: %s is no program of this machine, nor a script with a #! line", m.Errno, path)
 	default:
 		return m.Errno
 	}

@@ -46,7 +46,7 @@ func TestStartFails(t *testing.T) {
 		{"not executable", []string{plain}, nil, "", "cannot start " + plain + ": permission denied"},
 		{"a directory", []string{dir}, nil, "", "cannot start " + dir + ": permission denied"},
 		{"no interpreter", []string{orphan}, nil, "", "cannot start " + orphan + ": no such file or directory: " + orphan + " is there, but the interpreter it asks for is not"},
-		{"no program", []string{garbage}, nil, "", "cannot start " + garbage + ": exec format error: " + garbage + " is no program of this machine and does not begin with #!"},
+		{"no program", []string{garbage}, nil, "", "cannot start " + garbage + ": exec format error: " + garbage + " is no program of this machine, nor a script with a #! line"},
 		{"no such directory", []string{"/bin/sh"}, nil, "/no/such", "cannot start /bin/sh: its directory /no/such: no such file or directory"},
 		{"directory is a file", []string{"/bin/sh"}, nil, plain, "cannot start /bin/sh: its directory " + plain + ": not a directory"},
 		{"argument too long", []string{"/bin/sh", strings.Repeat("x", 1<<20)}, nil, "", "cannot start /bin/sh: argument list too long"},

@@ -32,7 +32,7 @@ func Shim() int {
 	}
 	// Handlers for all signals, and nobody who listens: none of them ends the
 	// shim, and exec resets a handler, where it would keep what is ignored.
-	signal.Notify(make(chan os.Signal))
+	signal.Notify(make(chan os.Signal, 1))
 	deaths := make(chan os.Signal, 1)
 	signal.Notify(deaths, unix.SIGCHLD)
 

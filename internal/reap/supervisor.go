@@ -40,7 +40,7 @@ func Supervise(argv []string) int {
 	signal.Notify(signals, forwarded...)
 	deaths := make(chan os.Signal, 1)
 	signal.Notify(deaths, unix.SIGCHLD)
-	signal.Notify(make(chan os.Signal), unix.SIGPIPE) // a closed stderr is no reason to end
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) // a closed stderr is no reason to end
 
 	reaper, err := newReaper()
 	if err != nil {
