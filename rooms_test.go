@@ -53,8 +53,8 @@ var rooms = map[string][]string{
 	"python":          {},
 	"bench/hop":       {"internal/proc", "python", "worker"},
 	"examples/go":     {"worker"},
-	"e2e":             {"internal/proc"}, // tests only; proc shows them the kernel's view of a tree
-	".":               {},                // this file
+	"e2e":             {"internal/connwatch", "internal/proc"}, // tests only: a bound, and the kernel's view of a tree
+	".":               {},                                      // this file
 }
 
 // homes are libraries that one room knows for all the others.

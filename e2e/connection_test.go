@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,7 +19,6 @@ import (
 	"time"
 
 	"example.com/hangup/internal/proc"
-	"example.com/hangup/internal/proctest"
 )
 
 // answers is a request for testdata's task of that name, whose reply is the nonce.
@@ -259,7 +259,9 @@ func TestKeepAlive(t *testing.T) {
 					t.Fatal(err)
 				}
 				if test.cancel {
-					running := s.newest("running", func(c callRecord) bool { return c.State == "running" && c.Task == "answers" })
+					running := s.find("running", func(c callRecord) bool {
+						return c.State == "running" && c.Task == "answers" && c.Workload != "full"
+					})
 					s.cancel(running.ID, http.StatusAccepted)
 				}
 				reply, text, err := p.receive()
@@ -323,6 +325,19 @@ func (s *server) neighbour(pool string) (stop func()) {
 		close(end)
 		<-ended
 	}
+}
+
+// find waits until there is a call as it must be, and returns the newest such.
+func (s *server) find(what string, is func(callRecord) bool) (found callRecord) {
+	s.t.Helper()
+	s.eventually("a call is "+what, func() bool {
+		list := slices.DeleteFunc(s.calls(), func(c callRecord) bool { return !is(c) })
+		if len(list) > 0 {
+			found = list[len(list)-1]
+		}
+		return len(list) > 0
+	})
+	return found
 }
 
 // cancel is DELETE /calls/{id}, which must be answered with that status.
@@ -430,7 +445,7 @@ func TestSlowReader(t *testing.T) {
 	}
 	// stuck waits until the worker cannot write on: nothing moves from its pipe.
 	stuck := func() callRecord {
-		running := s.newest("running", func(c callRecord) bool { return c.State == "running" && c.Task == "stream" })
+		running := s.find("running", func(c callRecord) bool { return c.State == "running" && c.Task == "stream" })
 		s.eventually("the worker waits for the reader", func() bool {
 			waits, err := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", running.WorkerPid))
 			return err == nil && strings.Contains(string(waits), "pipe_w")
@@ -520,13 +535,8 @@ func TestQueue(t *testing.T) {
 		t.Helper()
 		s.eventually(fmt.Sprintf("%d calls wait", n), func() bool { return s.pool(pool).Queued == n })
 	}
-	last := func(task string) (last callRecord) {
-		for _, c := range s.calls() {
-			if c.Task == task {
-				last = c
-			}
-		}
-		return last
+	of := func(task string) callRecord {
+		return s.find("of "+task, func(c callRecord) bool { return c.Task == task && c.State != "ended" })
 	}
 
 	runs := ask("/execute/py/tree", "null")
@@ -549,7 +559,7 @@ func TestQueue(t *testing.T) {
 		}
 	}
 
-	call := last("tree")
+	call := of("tree")
 	tree := s.family(call.WorkerPid)
 	s.cancel(call.ID, http.StatusAccepted)
 	refused(<-runs, 409, "cancelled")
@@ -571,7 +581,7 @@ func TestQueue(t *testing.T) {
 	waiting("patient", 1)
 	behind := ask("/execute/patient/echo", `"behind"`)
 	waiting("patient", 2)
-	call = last("pid")
+	call = of("pid")
 	s.cancel(call.ID, http.StatusAccepted)
 	refused(<-cancelled, 409, "cancelled")
 	waiting("patient", 1)
@@ -596,5 +606,3 @@ func gone(t *testing.T, tree []proc.Process) {
 		}
 	}
 }
-
-var _ = proctest.Patience

@@ -114,61 +114,65 @@ func TestKill9Top(t *testing.T) {
 func TestKill9Below(t *testing.T) {
 	s := start(t, "  py: {command: [python3, worker.py], workers: 3, spares: 1, stop: {grace: 200ms}}\n")
 	for _, victim := range []string{"shim", "worker"} {
-		t.Run(victim, func(t *testing.T) {
-			for range rounds {
-				s.eventually("at rest", s.atRest)
-				neighbour := s.later("/execute/py/sleep", "0.4")
-				killed := s.later("/execute/py/tree", "null")
-				one := s.running("tree")
-				shim := s.shimOf(one.WorkerPid)
-				var tree []proc.Process
-				s.eventually("a whole tree", func() bool { tree = proc.Look(shim); return len(tree) >= 5 })
-				pid := shim
-				if victim == "worker" {
-					pid = one.WorkerPid
-				}
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
-				if got := <-killed; got.status != http.StatusBadGateway || got.slug != "worker-died" || got.Outcome != "crashed" || got.Signal != "SIGKILL" {
-					t.Errorf("its call got %+v", got)
-				}
-				if got := <-neighbour; got.status != http.StatusOK || got.body != `"slept"` {
-					t.Errorf("the neighbour got %+v", got)
-				}
-				for _, p := range tree {
-					s.eventually("dead: "+p.Command, func() bool { return !p.There() })
-				}
+		for range rounds {
+			s.killBusy(victim)
+			s.killIdle(victim)
+		}
+	}
+}
+
+func (s *server) killBusy(victim string) {
+	s.t.Helper()
+	s.eventually("at rest", s.atRest)
+	neighbour := s.later("/execute/py/sleep", "0.4")
+	killed := s.later("/execute/py/tree", "null")
+	pid := s.running("tree").WorkerPid
+	shim := s.shimOf(pid)
+	var tree []proc.Process
+	s.eventually("a whole tree", func() bool { tree = proc.Look(shim); return len(tree) >= 5 })
+	if victim == "shim" {
+		pid = shim
+	} else {
+		tree = tree[1:] // the shim takes the next worker
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		s.t.Fatal(err)
+	}
+	if got := <-killed; got.status != http.StatusBadGateway || got.slug != "worker-died" || got.Outcome != "crashed" || got.Signal != "SIGKILL" {
+		s.t.Errorf("the call of a killed %s got %+v", victim, got)
+	}
+	if got := <-neighbour; got.status != http.StatusOK || got.body != `"slept"` {
+		s.t.Errorf("the neighbour of a killed %s got %+v", victim, got)
+	}
+	for _, p := range tree {
+		s.eventually("dead: "+p.Command, func() bool { return !p.There() })
+	}
+}
+
+func (s *server) killIdle(victim string) {
+	s.t.Helper()
+	s.eventually("at rest", s.atRest)
+	one := s.workloads()[0].Workers[0]
+	tree, pid := proc.Look(one.ShimPid), one.ShimPid
+	if victim == "worker" {
+		tree, pid = tree[1:], one.Pid
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, p := range tree {
+		s.eventually("dead: "+p.Command, func() bool { return !p.There() })
+	}
+	s.eventually("out of the pool", func() bool {
+		for _, other := range s.workloads()[0].Workers {
+			if other.Pid == one.Pid {
+				return false
 			}
-		})
-		t.Run("idle "+victim, func(t *testing.T) {
-			for range rounds {
-				s.eventually("at rest", s.atRest)
-				w := s.workloads()[0].Workers[0]
-				pid := w.ShimPid
-				if victim == "worker" {
-					pid = w.Pid
-				}
-				tree := proc.Look(w.ShimPid)
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-					t.Fatal(err)
-				}
-				s.eventually("no longer in the pool", func() bool {
-					for _, other := range s.workloads()[0].Workers {
-						if other.Pid == w.Pid {
-							return false
-						}
-					}
-					return true
-				})
-				for _, p := range tree[1:] {
-					s.eventually("dead: "+p.Command, func() bool { return !p.There() })
-				}
-				if r, body := s.post("/execute/py/echo", "1"); r.StatusCode != http.StatusOK {
-					t.Errorf("the next call: %s %s", r.Status, body)
-				}
-			}
-		})
+		}
+		return true
+	})
+	if r, body := s.post("/execute/py/echo", "1"); r.StatusCode != http.StatusOK {
+		s.t.Errorf("the next call after an idle %s was killed: %s %s", victim, r.Status, body)
 	}
 }
 

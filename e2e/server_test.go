@@ -332,8 +332,9 @@ func (s *server) workloads() []workload {
 	return all.Workloads
 }
 
-// atRest tells whether every pool is whole and idle.
+// atRest tells whether every pool is whole and idle, and the stock of shims full.
 func (s *server) atRest() bool {
+	processes := 2 + proc.DefaultStock // supervisor and server
 	for _, w := range s.workloads() {
 		if w.Queued > 0 || len(w.Workers) != w.Limit+w.Spares {
 			return false
@@ -343,8 +344,9 @@ func (s *server) atRest() bool {
 				return false
 			}
 		}
+		processes += 2 * len(w.Workers)
 	}
-	return true
+	return len(proc.Look(s.cmd.Process.Pid)) == processes
 }
 
 // metric is the value of one series, or the sum of all that begin like it.

@@ -266,7 +266,8 @@ func (s *story) tell(name string) error {
 	return nil
 }
 
-// settled waits until every worker is idle again, the replacement too.
+// settled waits until every worker is idle again, the replacement too, and the
+// stock of shims is full.
 func (s *story) settled() error {
 	return eventually(func() bool {
 		var all struct {
@@ -279,7 +280,9 @@ func (s *story) settled() error {
 		if s.get("/workloads", &all) != nil || all.ServerPid != s.pid {
 			return false
 		}
+		processes := 2 + proc.DefaultStock // the supervisor and the server
 		for _, w := range all.Workloads {
+			processes += 2 * len(w.Workers)
 			if len(w.Workers) != w.Limit+w.Spares {
 				return false
 			}
@@ -289,10 +292,11 @@ func (s *story) settled() error {
 				}
 			}
 		}
-		for _, p := range proc.Look(s.supervisor) {
+		there := proc.Look(s.supervisor)
+		for _, p := range there {
 			s.seen[p] = true
 		}
-		return true
+		return len(there) == processes
 	})
 }
 

@@ -220,7 +220,6 @@ func (s *server) do(v *visit, c *call.Call) {
 	defer v.body.Close()
 	out := &reply{
 		w: v.w, conn: v.body.conn, peer: v.r.Context(),
-		last:   func() { v.body.release() },
 		timing: func(streamed bool) string { return s.timing(c, streamed) },
 	}
 	c.Reply = out

@@ -27,7 +27,6 @@ type reply struct {
 	conn *http.ResponseController
 	ctx  context.Context // of the call
 	peer context.Context // of the request, for connwatch only
-	last func()          // called before the last byte of a known size is written
 	// timing is the value of Server-Timing now: the queue alone, or the run too.
 	timing func(streamed bool) string
 
@@ -78,19 +77,13 @@ func (p *reply) Write(b []byte) (int, error) {
 	if p.size >= 0 && p.written > p.size {
 		return 0, fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
 	}
-	if p.written == p.size {
-		p.last()
-	}
 	// A caller who does not read must not keep a call that has ended.
 	woken := make(chan struct{})
 	stop := context.AfterFunc(p.ctx, func() {
 		_ = p.conn.SetWriteDeadline(past)
 		close(woken)
 	})
-	n, err := p.w.Write(b)
-	if err == nil && p.size < 0 {
-		err = p.conn.Flush()
-	}
+	n, err := p.pass(b)
 	if !stop() {
 		<-woken
 		_ = p.conn.SetWriteDeadline(time.Time{}) // this may have been the last part
@@ -99,6 +92,24 @@ func (p *reply) Write(b []byte) (int, error) {
 		return n, cmp.Or(context.Cause(p.ctx), call.ErrHungUp)
 	}
 	return n, nil
+}
+
+// pass hands b to net/http. The last byte of a known size comes alone: one byte
+// always stays in the buffer of the ResponseWriter, until the handler returns.
+func (p *reply) pass(b []byte) (int, error) {
+	if p.written == p.size {
+		n, err := p.w.Write(b[:len(b)-1])
+		if err != nil {
+			return n, err
+		}
+		m, err := p.w.Write(b[n:])
+		return n + m, err
+	}
+	n, err := p.w.Write(b)
+	if err == nil && p.size < 0 {
+		err = p.conn.Flush()
+	}
+	return n, err
 }
 
 // end lets go of the connection.

@@ -1,11 +1,14 @@
 package api
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,42 +90,47 @@ func TestCancelAtTheVeryEnd(t *testing.T) {
 	}
 }
 
-// Who has the whole reply may send the next request, however large, though the
-// call is not quite over.
-func TestNextRequestBehindTheReply(t *testing.T) {
-	const size = 100_000 // more than net/http holds back
-	sent := make(chan struct{})
-	g := serve(t, func(ctx context.Context, c *call.Call) error {
-		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: size})); err != nil {
-			return err
-		}
-		if _, err := c.Reply.Write(make([]byte, size)); err != nil {
-			return err
-		}
-		<-sent
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(50 * time.Millisecond): // a false hang-up would have come by now
-			return nil
-		}
-	})
-	c := g.dial()
-	for range 2 {
-		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", size, make([]byte, size))
-		if a := c.receive(); len(a.body) != size {
-			t.Fatalf("%s, %d bytes, %v", a.Status, len(a.body), a.err)
-		}
-		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", 3*size, make([]byte, 3*size))
-		sent <- struct{}{}
-		if end := g.end(); end.Cause != nil {
-			t.Fatalf("the first call: %v", end.Cause)
-		}
-		c.receive()
-		sent <- struct{}{}
-		if end := g.end(); end.Cause != nil {
-			t.Fatalf("the second call: %v", end.Cause)
-		}
+// Who has a whole reply may go away, or send the next request, however large: the
+// call is over then, and so the end of a reply waits for the end of its call.
+func TestEndOfReplyWaits(t *testing.T) {
+	for _, size := range []int{1, 2048, 4096, 100_000} { // around net/http's buffers, and beyond
+		t.Run(strconv.Itoa(size), func(t *testing.T) {
+			over := make(chan struct{})
+			g := serve(t, func(ctx context.Context, c *call.Call) error {
+				if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: int64(size)})); err != nil {
+					return err
+				}
+				if _, err := c.Reply.Write(make([]byte, size)); err != nil {
+					return err
+				}
+				select {
+				case <-over:
+					return nil
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			})
+			c := g.dial()
+			for range 2 {
+				c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", 3*size, make([]byte, 3*size))
+				var early bytes.Buffer
+				c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+				_, _ = early.ReadFrom(c.in) // until the deadline
+				if _, body, _ := bytes.Cut(early.Bytes(), []byte("\r\n\r\n")); len(body) >= size {
+					t.Errorf("the whole reply came before the call was over")
+				}
+				c.SetReadDeadline(time.Now().Add(wait))
+				over <- struct{}{}
+				c.in = bufio.NewReader(io.MultiReader(&early, c.TCPConn))
+				if a := c.receive(); len(a.body) != size || a.err != nil {
+					t.Errorf("%s, %d bytes, %v", a.Status, len(a.body), a.err)
+				}
+				if end := g.end(); end.Cause != nil {
+					t.Errorf("the call: %v", end.Cause)
+				}
+				c.in = bufio.NewReader(c.TCPConn)
+			}
+		})
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +34,10 @@ const (
 	DefaultStock    = 2
 	DefaultPatience = 250 * time.Millisecond
 )
+
+// restockAfter is how long after a start the stock is looked after. A shim whose
+// tree is just being stopped is mostly back by then, and costs nothing.
+const restockAfter = 100 * time.Millisecond
 
 // helloTimeout bounds the wait for the first words of a shim or supervisor.
 const helloTimeout = 10 * time.Second
@@ -53,7 +58,10 @@ type Host struct {
 	null       *os.File
 	supervisor *supervisor // nil: none
 
-	readers sync.WaitGroup // one for each shim
+	readers sync.WaitGroup // one for each shim, and one that looks after the stock
+	trees   atomic.Int64   // started, and not being stopped
+	taken   chan struct{}  // a shim was taken or lost
+	ending  chan struct{}  // closed by Close
 
 	mu     sync.Mutex
 	closed bool
@@ -72,7 +80,7 @@ func Open(o Options) (*Host, error) {
 	if o.Patience == 0 {
 		o.Patience = DefaultPatience
 	}
-	h := &Host{options: o, shims: make(map[*shim]struct{})}
+	h := &Host{options: o, shims: make(map[*shim]struct{}), taken: make(chan struct{}, 1), ending: make(chan struct{})}
 	if err := h.open(); err != nil {
 		h.Close()
 		return nil, err
@@ -110,6 +118,7 @@ func (h *Host) open() error {
 		return err
 	}
 	h.keep(first)
+	h.readers.Go(h.restock)
 	return nil
 }
 
@@ -170,13 +179,55 @@ func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
+		t.forget()
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
 	}
 	return t, nil
 }
 
+// restock is a goroutine that ends with Close. It keeps Stock shims idle at rest,
+// beside those that are about to come back from a tree that dies.
+func (h *Host) restock() {
+	for {
+		select {
+		case <-h.taken:
+		case <-h.ending:
+			return
+		}
+		select {
+		case <-time.After(restockAfter):
+		case <-h.ending:
+			return
+		}
+		for h.short() {
+			s, err := h.launch()
+			if err != nil {
+				break // the next start will say so
+			}
+			if !h.keep(s) {
+				s.abandon()
+			}
+		}
+	}
+}
+
+func (h *Host) short() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return !h.closed && len(h.idle) < h.options.Stock && len(h.shims) < int(h.trees.Load())+h.options.Stock
+}
+
+// look has the stock looked after.
+func (h *Host) look() {
+	select {
+	case h.taken <- struct{}{}:
+	default:
+	}
+}
+
 // take returns an idle shim, which is the caller's until its tree is empty.
 func (h *Host) take() (*shim, error) {
+	h.look()
 	h.mu.Lock()
 	if n := len(h.idle); n > 0 && !h.closed {
 		s := h.idle[n-1]
@@ -216,6 +267,7 @@ func (h *Host) remove(s *shim) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.shims, s)
+	h.look()
 	for i, idle := range h.idle {
 		if idle == s {
 			h.idle = append(h.idle[:i], h.idle[i+1:]...)
@@ -236,7 +288,10 @@ func (h *Host) closing() bool {
 // supervisor, and is an error.
 func (h *Host) Close() error {
 	h.mu.Lock()
-	h.closed = true
+	if !h.closed {
+		h.closed = true
+		close(h.ending)
+	}
 	h.idle = nil
 	shims := make([]*shim, 0, len(h.shims))
 	for s := range h.shims {

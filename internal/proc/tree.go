@@ -57,6 +57,7 @@ type Tree struct {
 }
 
 func newTree(s *shim) *Tree {
+	s.host.trees.Add(1)
 	return &Tree{
 		shim:    s,
 		started: make(chan reap.Message, 1),
@@ -146,7 +147,15 @@ func (t *Tree) Wait(ctx context.Context) Verdict {
 func (t *Tree) stop() {
 	if t.began.IsZero() {
 		t.began = time.Now()
+		t.shim.host.trees.Add(-1)
 	}
+}
+
+// forget takes a tree out of the count that did not start.
+func (t *Tree) forget() {
+	t.shim.mu.Lock()
+	defer t.shim.mu.Unlock()
+	t.stop()
 }
 
 func (t *Tree) exit(status Status) {

@@ -157,18 +157,52 @@ func name(pid int) string {
 }
 
 func TestShimIsReused(t *testing.T) {
+	const starts = 200
 	host := open(t)
-	shim := 0
-	for i := range 200 {
+	shims := map[int]int{}
+	for range starts {
 		tree := start(t, host, sh("exit 0"))
-		if shim == 0 {
-			shim = tree.ShimPid()
-		}
-		if tree.ShimPid() != shim {
-			t.Fatalf("start %d came under shim %d, want %d", i, tree.ShimPid(), shim)
-		}
+		shims[tree.ShimPid()]++
 		<-tree.Done()
 	}
+	// The stock is looked after meanwhile, so there may be some more than one.
+	if len(shims) > starts/10 {
+		t.Errorf("%d starts came under %d shims", starts, len(shims))
+	}
+}
+
+// TestStockIsFilled: at rest there are as many idle shims as said, whatever has
+// been started, stopped or lost before.
+func TestStockIsFilled(t *testing.T) {
+	host := open(t)
+	filled := func(trees int) {
+		t.Helper()
+		want := 2*trees + proc.DefaultStock
+		if !proctest.Eventually(func() bool { return len(proctest.Descendants(os.Getpid())) == want }) {
+			t.Fatalf("%d processes, want %d", len(proctest.Descendants(os.Getpid())), want)
+		}
+	}
+	var trees []*proc.Tree
+	for range 3 {
+		trees = append(trees, start(t, host, sh("exec "+sleep)))
+	}
+	filled(3)
+	for range 5 {
+		trees[0].Kill()
+		replacement := start(t, host, sh("exec "+sleep)) // while the other is dying
+		ended(t, trees[0])
+		trees = append(trees[1:], replacement)
+		filled(3)
+	}
+	for _, p := range proc.Look(os.Getpid()) {
+		idle := p.Parent == os.Getpid() && len(proctest.Descendants(p.Pid)) == 0
+		if idle {
+			if err := syscall.Kill(p.Pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	filled(3)
 }
 
 func TestStockIsBounded(t *testing.T) {
