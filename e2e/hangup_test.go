@@ -9,8 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -120,11 +118,6 @@ func TestHangUp(t *testing.T) {
 		}
 	}
 	fin.leave(busy)
-	if os.Getenv("DBG") != "" {
-		time.Sleep(3 * time.Second)
-		out, _ := exec.Command("sh", "-c", fmt.Sprintf("ls -l /proc/%d/fd; ss -tanp | grep -e pid=%d", s.pid, s.pid)).CombinedOutput()
-		t.Logf("DBG %s", out)
-	}
 	var all []time.Duration
 	for at, times := range noticed {
 		t.Logf("%s: noticed after %s", at, spread(times))
@@ -349,7 +342,7 @@ func TestHangUpAtTheEdge(t *testing.T) {
 	for n, pool := range []struct {
 		name   string
 		rounds int
-	}{{"warm", 400}, {"cold", 45}} {
+	}{{"warm", 300}, {"cold", 36}} {
 		stayers.Go(func() {
 			for i := 0; ; i++ {
 				select {

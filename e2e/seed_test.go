@@ -28,7 +28,7 @@ const seed = "  seed: {command: [python3, seed.py], workers: 4, spares: 2, stop:
 // is the same process afterwards, with nothing more to its name; no caller but
 // the one who hung up notices; and of all signals none has reached the server.
 func TestCancelUnderLoad(t *testing.T) {
-	cancels := 100
+	cancels := 1000
 	if os.Geteuid() != 0 {
 		cancels = 100 // the same again, where it cannot be traced
 	}

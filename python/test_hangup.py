@@ -650,6 +650,12 @@ class Cancel(unittest.TestCase):
                 self.assertFalse({RESULT, FAILURE} & set(self.worker.cancelled()))
                 self.still_works()
 
+    def test_is_raised_once(self):
+        self.start("try: hangup.progress(a=1); time.sleep(100)\nfinally:\n  hangup.progress(b=1)\n  print('cleaned up')")
+        self.worker.cancel()
+        self.assertEqual(self.worker.cancelled(), [PROGRESS])
+        self.assertEqual(self.worker.output(), "cleaned up\n")
+
     def test_coroutines(self):
         for code in (
             "hangup.progress(a=1)\ntry: await asyncio.sleep(100)\n"

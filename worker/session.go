@@ -83,9 +83,8 @@ func (s *session) execute(f wire.Frame) error {
 		}
 	}
 
-	s.mu.Lock()
+	s.mu.Lock() // what the task has left behind has written its frame, or never will: its context has ended
 	s.current = nil
-	call.cancel(ErrEnded) // no frame of it is being written, and none will be
 	s.mu.Unlock()
 	if s.broken != nil {
 		return s.broken

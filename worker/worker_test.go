@@ -141,6 +141,7 @@ var results = map[string]func(*Call) (any, error){
 	"piped reply": func(*Call) (any, error) {
 		return Reply{io.MultiReader(strings.NewReader("a"), strings.NewReader("b")), "text/plain"}, nil
 	},
+	"late closer":   func(c *Call) (any, error) { return Reply{lateCloser{c, strings.NewReader("x")}, "text/plain"}, nil },
 	"silent stream": func(c *Call) (any, error) { c.Stream("text/plain"); return nil, nil },
 	"error":         func(*Call) (any, error) { return nil, &os.PathError{Op: "open", Path: "a", Err: os.ErrNotExist} },
 	"wrapped":       func(*Call) (any, error) { return nil, fmt.Errorf("two: %w", Failure("one", map[string]any{"n": 1})) },
@@ -161,6 +162,17 @@ var results = map[string]func(*Call) (any, error){
 	},
 	"no object":    func(c *Call) (any, error) { return nil, c.Progress(1) },
 	"long message": func(c *Call) (any, error) { return nil, c.Progress(map[string]string{"a": strings.Repeat("x", 1<<20)}) },
+}
+
+// lateCloser makes a progress when its END has been sent.
+type lateCloser struct {
+	call *Call
+	io.Reader
+}
+
+func (l lateCloser) Close() error {
+	fmt.Println("late:", l.call.Progress(struct{}{}))
+	return nil
 }
 
 type errReader struct{}
@@ -465,6 +477,7 @@ func TestResults(t *testing.T) {
 		"reply":         {types: "RESULT", contentType: "text/html", body: []byte("<p>")},
 		"empty reply":   {types: "RESULT", contentType: "text/html"},
 		"piped reply":   {types: "RESULT CHUNK CHUNK", contentType: "text/plain", body: []byte("ab")},
+		"late closer":   {types: "RESULT CHUNK", contentType: "text/plain", body: []byte("x")},
 		"silent stream": {types: "RESULT", contentType: "text/plain"},
 		"error": {types: "FAILURE", failure: wire.FailureInfo{
 			Error: "fs.PathError", Message: "open a: file does not exist"}},
@@ -498,6 +511,16 @@ func TestResults(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestNothingFollowsTheEnd(t *testing.T) {
+	p := start(t)
+	p.call("result", "application/json", `"late closer"`)
+	p.stillWorks()
+	p.to.Close()
+	if p.exit(); p.stdout.String() != "late: the call has ended\n" {
+		t.Errorf("the task saw %q", p.stdout.String())
 	}
 }
 

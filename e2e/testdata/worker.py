@@ -159,4 +159,9 @@ def answers(input):
     return hangup.Reply(input["nonce"].encode() * input["times"], "text/plain")
 
 
+@hangup.task
+def smuggles(_):
+    return hangup.Reply(b"x", "text/plain\r\nX-Smuggled: 1")
+
+
 hangup.serve()

@@ -20,12 +20,14 @@ const (
 	// LineMax is the longest piece of a line in one record, in bytes.
 	LineMax = 8 << 10
 	// LogBurst and LogRate are how much of one worker's output is kept: at
-	// once, and in a second after that, in bytes.
-	LogBurst = 64 << 10
-	LogRate  = 16 << 10
+	// once, and in a second after that, in bytes. A piece counts as RecordCost
+	// more than it has, for what a record says beside it: short lines cost most.
+	LogBurst   = 64 << 10
+	LogRate    = 16 << 10
+	RecordCost = 128
 	// TailMax is how much of the end of stderr goes into an error, in bytes.
 	TailMax = 4 << 10
-	// slowly is the pause after a read of nothing but dropped output.
+	// slowly is the pause after a large read of which most was not kept.
 	slowly = 10 * time.Millisecond
 )
 
@@ -43,7 +45,8 @@ type Output struct {
 	mu      sync.Mutex // guards the rest, and every read
 	call    string
 	tail    []byte // of stderr, since the call began
-	dropped int64
+	dropped int64  // since the last record
+	kept    int64  // in all records
 	chunk   [32 << 10]byte
 }
 
@@ -130,7 +133,9 @@ func (o *Output) read(s *stream) {
 	}
 }
 
-// pull reads once, without waiting. flood says that all it read was dropped.
+// pull reads once, without waiting. flood says that it read more than a long
+// line, and most of that was not kept: it was dropped, or is nothing but ends of
+// lines.
 func (o *Output) pull(s *stream, fd int) (n int, flood, eof bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -146,9 +151,9 @@ func (o *Output) pull(s *stream, fd int) (n int, flood, eof bool) {
 		s.line = nil
 		return 0, false, true
 	}
-	before := o.dropped
+	before := o.kept
 	o.take(s, o.chunk[:n])
-	return n, o.dropped-before >= int64(n), false
+	return n, n > LineMax && o.kept-before < int64(n)/2, false
 }
 
 // take cuts what was read into lines.
@@ -185,7 +190,7 @@ func (o *Output) record(s *stream, line []byte) {
 		return
 	}
 	now := time.Now()
-	if !o.budget.AllowN(now, len(line)) {
+	if !o.budget.AllowN(now, len(line)+RecordCost) {
 		o.dropped += int64(len(line)) + 1
 		return
 	}
@@ -193,6 +198,7 @@ func (o *Output) record(s *stream, line []byte) {
 		Call: o.call, Workload: o.workload, Pid: int(o.pid.Load()), Stream: s.name,
 		Text: line, Dropped: o.dropped, At: now,
 	})
+	o.kept += int64(len(line))
 	o.dropped = 0
 }
 

@@ -59,6 +59,7 @@ type Host struct {
 	supervisor *supervisor // nil: none
 
 	readers sync.WaitGroup // one for each shim, and one that looks after the stock
+	starts  sync.WaitGroup // under way, using the files above
 	trees   atomic.Int64   // started, and not being stopped
 	taken   chan struct{}  // a shim was taken or lost
 	ending  chan struct{}  // closed by Close
@@ -168,6 +169,10 @@ func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
 	}
+	if !h.enter() {
+		return nil, fmt.Errorf("cannot start %s: %w", name, errClosed)
+	}
+	defer h.starts.Done()
 	s, err := h.take()
 	if err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
@@ -183,6 +188,18 @@ func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
 	}
 	return t, nil
+}
+
+// enter has Close wait for a Start: a descriptor that was closed and given away
+// again would be handed to a stranger. It returns false after Close.
+func (h *Host) enter() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return false
+	}
+	h.starts.Add(1)
+	return true
 }
 
 // restock is a goroutine that ends with Close. It keeps Stock shims idle at rest,
@@ -302,6 +319,7 @@ func (h *Host) Close() error {
 	for _, s := range shims {
 		s.close()
 	}
+	h.starts.Wait()
 	h.readers.Wait()
 	for _, file := range []*os.File{h.binary, h.self, h.null} {
 		if file != nil {

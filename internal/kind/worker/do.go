@@ -39,6 +39,7 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	if werr := <-sent; err == nil && werr != nil {
 		err = fmt.Errorf("%w: it replied and did not take the rest of the input: %v", call.ErrBadWorker, werr)
 	}
+	w.requests.SetWriteDeadline(time.Time{}) // where the caller had gone, the worker may yet be asked to stop
 	release()
 	w.output.End()
 	if ctx.Err() != nil && call.Outcome(err) != event.Done {
@@ -58,8 +59,8 @@ func (w *Worker) send(c *call.Call) <-chan error {
 	}
 	size := c.Input.Size()
 	head, err := wire.AppendHead(nil,
-		"call", c.ID, "task", task, "content-type", c.Input.ContentType(),
-		"size", strconv.FormatInt(size, 10), "traceparent", c.Traceparent)
+		wire.KeyCall, c.ID, wire.KeyTask, task, wire.KeyContentType, c.Input.ContentType(),
+		wire.KeySize, strconv.FormatInt(size, 10), wire.KeyTraceparent, c.Traceparent)
 	if err != nil {
 		done <- err
 		return done
@@ -116,7 +117,7 @@ func (w *Worker) write(frames []byte) error {
 
 // receive passes the worker's reply on. It returns when the call has ended.
 func (w *Worker) receive(c *call.Call) error {
-	begun, total := false, int64(0)
+	begun, total, size := false, int64(0), int64(-1)
 	for {
 		frame, err := w.frames.Next()
 		if err != nil {
@@ -137,7 +138,7 @@ func (w *Worker) receive(c *call.Call) error {
 			return failure(body)
 		case frame.Type == wire.TypeResult && !begun:
 			begun = true
-			if body, err = w.beginReply(c, frame); err != nil {
+			if body, size, err = beginReply(c, frame); err != nil {
 				return err
 			}
 		case frame.Type == wire.TypeChunk && begun:
@@ -147,6 +148,9 @@ func (w *Worker) receive(c *call.Call) error {
 		total += int64(len(body))
 		if limit := w.o.Workload.Limits.Output; limit > 0 && total > limit {
 			return fmt.Errorf("%w: limits.output: the result is larger than %d bytes", call.ErrLimit, limit)
+		}
+		if size >= 0 && (total > size || frame.End() && total < size) {
+			return fmt.Errorf("%w: a result of %d bytes or more that was to have %d", call.ErrBadWorker, total, size)
 		}
 		if len(body) > 0 {
 			if _, err := c.Reply.Write(body); err != nil {
@@ -159,17 +163,24 @@ func (w *Worker) receive(c *call.Call) error {
 	}
 }
 
-// beginReply sends the head of a result and returns the first part of its body.
-func (w *Worker) beginReply(c *call.Call, frame wire.Frame) ([]byte, error) {
+// beginReply sends the head of a result. It returns the first part of its body
+// and the size of the whole, which is -1 when the worker does not say it.
+func beginReply(c *call.Call, frame wire.Frame) (body []byte, size int64, err error) {
 	head, body, err := wire.SplitHead(frame.Payload)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %v", call.ErrBadWorker, err)
+		return nil, 0, fmt.Errorf("%w: %v", call.ErrBadWorker, err)
 	}
-	size := int64(-1)
+	size = -1
 	if frame.End() {
 		size = int64(len(body))
+	} else if said := head.Get(wire.KeySize); said != "" {
+		n, err := strconv.ParseUint(said, 10, 63)
+		if err != nil {
+			return nil, 0, fmt.Errorf("%w: a result of the size %q", call.ErrBadWorker, said)
+		}
+		size = int64(n)
 	}
-	return body, c.Reply.Head(call.Head{ContentType: head.Get("content-type"), Size: size})
+	return body, size, c.Reply.Head(call.Head{ContentType: head.Get(wire.KeyContentType), Size: size})
 }
 
 // failure is what the work says of its own failing.

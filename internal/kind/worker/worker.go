@@ -30,6 +30,11 @@ import (
 // after its whole tree is gone.
 const exitWait = 100 * time.Millisecond
 
+// cancelAgain is after which time a cancel is said again. An interpreter may miss
+// the signal that tells of it, just before a system call that waits: CPython does
+// once in some thousand times.
+const cancelAgain = 100 * time.Millisecond
+
 // Options say how to start workers.
 type Options struct {
 	Host     *proc.Host
@@ -206,18 +211,34 @@ func (w *Worker) Cancel(ctx context.Context) error {
 		return errors.New("cannot ask the worker: the call was still being sent to it")
 	}
 	defer w.interruptible(ctx)()
-	if err := w.write(wire.Append(w.buf[:0], wire.Frame{Type: wire.TypeCancel, ID: w.seq})); err != nil {
-		return err
-	}
 	for {
-		frame, err := w.frames.Next()
-		switch {
+		if err := w.write(wire.Append(w.buf[:0], wire.Frame{Type: wire.TypeCancel, ID: w.seq})); err != nil {
+			return err
+		}
+		w.replies.SetReadDeadline(time.Now().Add(cancelAgain))
+		switch err := w.acknowledgement(); {
+		case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil:
 		case err != nil:
 			return err
-		case frame.ID != w.seq:
-			return call.ErrBadWorker
-		case frame.Type == wire.TypeCancelled:
+		default:
+			w.replies.SetReadDeadline(time.Time{})
 			return w.unchanged()
+		}
+	}
+}
+
+// acknowledgement passes over what is left of the call.
+func (w *Worker) acknowledgement() error {
+	for {
+		frame, err := w.frames.Next()
+		if err != nil {
+			return err
+		}
+		if frame.ID != w.seq {
+			return fmt.Errorf("%w: a %s frame for call %d while %d is cancelled", call.ErrBadWorker, frame.Type, frame.ID, w.seq)
+		}
+		if frame.Type == wire.TypeCancelled {
+			return nil
 		}
 	}
 }

@@ -294,6 +294,8 @@ func (p *peer) answer() {
 			return
 		}
 		p.send(wire.TypeProgress, 0, `{"running":true}`)
+	case "begins a reply and acknowledges":
+		p.send(wire.TypeResult, 0, whole)
 	case "starts a child and acknowledges":
 		sleep(nil)
 		p.send(wire.TypeProgress, 0, `{"running":true}`)
@@ -515,6 +517,21 @@ func TestCooperativeCancel(t *testing.T) {
 		}
 		if r, err := b.do(t.Context(), "quick"); err != nil || r.body.String() != "quick" {
 			t.Errorf("the next call: %v, %q", err, r.body.String())
+		}
+	})
+	t.Run("acknowledges in the middle of its reply", func(t *testing.T) {
+		b := &bench{exited: make(chan struct{})}
+		o := options(t, &b.events, "peer", "begins a reply and acknowledges")
+		o.Workload.Stop.Cooperative = proctest.Patience
+		b.up(t, o)
+		time.Sleep(2 * tick)
+		if err := b.Do(t.Context(), b.call("x", &reply{fail: call.ErrHungUp})); !errors.Is(err, call.ErrHungUp) {
+			t.Errorf("ended with %v", err)
+		}
+		ask, stop := context.WithTimeout(t.Context(), proctest.Patience)
+		defer stop()
+		if err := b.Cancel(ask); err != nil {
+			t.Errorf("not kept: %v", err)
 		}
 	})
 	t.Run("starts a child", func(t *testing.T) {
