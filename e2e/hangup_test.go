@@ -39,6 +39,8 @@ const (
 	replying  phase = "replying" // its reply is being streamed
 )
 
+var phases = []phase{receiving, queued, running, replying}
+
 // form is what the caller has sent by then.
 type form struct {
 	name    string
@@ -100,7 +102,7 @@ func TestHangUp(t *testing.T) {
 	s.newest("running", func(c callRecord) bool { return c.State == "running" })
 
 	noticed := map[phase][]time.Duration{}
-	for _, at := range []phase{receiving, queued, running, replying} {
+	for _, at := range phases {
 		for _, f := range forms {
 			if f.partial && (at == running || at == replying) || !f.partial && at == receiving {
 				continue
@@ -119,9 +121,9 @@ func TestHangUp(t *testing.T) {
 	}
 	fin.leave(busy)
 	var all []time.Duration
-	for at, times := range noticed {
-		t.Logf("%s: noticed after %s", at, spread(times))
-		all = append(all, times...)
+	for _, at := range phases {
+		t.Logf("%s: noticed after %s", at, spread(noticed[at]))
+		all = append(all, noticed[at]...)
 	}
 	t.Logf("all: noticed after %s", spread(all))
 	if p50 := percentile(all, 50); p50 > noticedWithin {

@@ -50,14 +50,14 @@ func look(pid int) (Process, bool) {
 	if err != nil {
 		return Process{}, false
 	}
-	// pid (name) state ppid pgrp session …: the name may hold anything. What
-	// comes after it begins with field 3.
+	// pid (name) state ppid pgrp session …: the name may hold anything. Counted
+	// behind it, the start time is field 19.
 	open, shut := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
 	if open < 0 || shut < open {
 		return Process{}, false
 	}
 	fields := bytes.Fields(stat[shut+1:])
-	const state, ppid, session, started = 3 - 3, 4 - 3, 6 - 3, 22 - 3
+	const state, ppid, session, started = 0, 1, 3, 19
 	if len(fields) <= started {
 		return Process{}, false
 	}

@@ -157,7 +157,6 @@ type peer struct {
 	out    *os.File
 	id     uint64
 	input  []byte
-	rest   func() // reads what is left of the input
 	behave string
 }
 
