@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,10 +64,14 @@ var (
 		{name: "8 MiB", headers: fmt.Sprintf("Content-Length: %d\r\n", large), body: strings.Repeat("x", large)},
 		{name: "stray byte behind", headers: "Content-Length: 5\r\n", body: `"abc"`, behind: "P"},
 		{name: "second request behind", headers: "Content-Length: 5\r\n", body: `"abc"`, behind: second},
-		{name: "more than allowed behind", headers: "Content-Length: 5\r\n", body: `"abc"`,
-			behind: strings.Repeat(second, (connwatch.MaxBehind+4097)/len(second)+1)},
-		{name: "8 MiB on its way", partial: true, headers: fmt.Sprintf("Content-Length: %d\r\n", large+1),
-			body: strings.Repeat("x", 1<<20), late: strings.Repeat("x", large-1<<20)},
+		{
+			name: "more than allowed behind", headers: "Content-Length: 5\r\n", body: `"abc"`,
+			behind: strings.Repeat(second, (connwatch.MaxBehind+4097)/len(second)+1),
+		},
+		{
+			name: "8 MiB on its way", partial: true, headers: fmt.Sprintf("Content-Length: %d\r\n", large+1),
+			body: strings.Repeat("x", 1<<20), late: strings.Repeat("x", large-1<<20),
+		},
 		{name: "body half sent", partial: true, headers: "Content-Length: 200000\r\n", body: strings.Repeat("x", 100_000)},
 		{name: "body not begun", partial: true, headers: "Content-Length: 5\r\n"},
 		{name: "chunk half sent", partial: true, headers: "Transfer-Encoding: chunked\r\n", body: "5\r\n\"abc\"\r\n10000\r\nabc"},
@@ -442,7 +447,7 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 	}
 	io.WriteString(c, request("/execute/"+pool+"/answers", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(input)), input))
 	if at == 2 {
-		io.CopyN(io.Discard, c, 1+random.Int64N(int64(len(nonce)*times+1000))) // ends early behind the reply
+		io.CopyN(io.Discard, c, 1+random.Int64N(int64(len(nonce)*times))) // of that and its head
 	} else {
 		time.Sleep(pause) // the timing is the test: nothing is waited for
 	}
@@ -463,5 +468,44 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 	defer reply.Body.Close()
 	if body, err := io.ReadAll(reply.Body); err == nil && (reply.StatusCode != http.StatusOK || string(body) != nonce) {
 		s.t.Errorf("%s got %s %q", nonce, reply.Status, body)
+	}
+}
+
+// TestLeaveWithTheReply: a caller that has its whole reply and leaves at once
+// has not hung up. Its call is done, and its worker is not killed.
+func TestLeaveWithTheReply(t *testing.T) {
+	s := start(t, "  py: {command: [python3, worker.py], workers: 2, spares: 0, stop: {grace: 200ms}}\n")
+	const callers, rounds = 2, 150
+	var all sync.WaitGroup
+	for range callers {
+		all.Go(func() {
+			for n := range rounds {
+				body := strconv.Quote(strings.Repeat("x", 1<<(n%17))) // in one piece to the caller, or in several
+				p, err := newPatient(s.addr)
+				if err == nil {
+					err = p.send(0, request("/execute/py/echo", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(body)), body))
+				}
+				if err == nil {
+					err = p.expect(body)
+					manners[n%len(manners)].leave(p.Conn.(*net.TCPConn))
+					p.Close()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	s.eventually("all over", func() bool { return s.metric("hangup_calls_total") == callers*rounds })
+	if done := s.metric(`hangup_calls_total{outcome="done"`); done != callers*rounds {
+		t.Errorf("%v calls of %d are done", done, callers*rounds)
+	}
+	taken := 0
+	for _, w := range s.pool("py").Workers {
+		taken += w.Calls
+	}
+	if taken != callers*rounds {
+		t.Errorf("the workers have taken %d calls of %d: some are not those of the beginning", taken, callers*rounds)
 	}
 }

@@ -380,25 +380,30 @@ func (s *server) state() state {
 }
 
 // settled waits until the server is at rest and nothing of it changes, and
-// returns how it is then. The server counts its descriptors and goroutines while
-// it opens files and has goroutines to count with, so the least is what is true.
-func (s *server) settled() state {
+// returns how it is then.
+func (s *server) settled() (now state) {
 	s.t.Helper()
 	s.client.CloseIdleConnections()
 	s.eventually("at rest", s.atRest)
-	least := s.state()
-	same := 0
 	s.eventually("the same for a while", func() bool {
-		now := s.state()
-		if same++; now.Processes != least.Processes {
-			least, same = now, 0
-		}
-		if now.Descriptors < least.Descriptors || now.Goroutines < least.Goroutines {
-			least.Descriptors, least.Goroutines = min(now.Descriptors, least.Descriptors), min(now.Goroutines, least.Goroutines)
-			same = 0
-		}
-		return same > 10
+		before := now
+		now = s.least()
+		return now == before
 	})
+	return now
+}
+
+// least is the least of some states. The server counts its descriptors and
+// goroutines while it opens files and has goroutines to count with, now more of
+// them and now less.
+func (s *server) least() state {
+	least := s.state()
+	for range 10 {
+		now := s.state()
+		least.Descriptors = min(least.Descriptors, now.Descriptors)
+		least.Goroutines = min(least.Goroutines, now.Goroutines)
+		least.Processes = max(least.Processes, now.Processes)
+	}
 	return least
 }
 

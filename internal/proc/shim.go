@@ -140,6 +140,8 @@ func (s *shim) hold(t *Tree) error {
 	switch {
 	case s.gone:
 		return errLost
+	case s.host.closing(): // and has this shim ended
+		return errClosed
 	case t.killed:
 		s.drop()
 		return context.Canceled

@@ -2,8 +2,10 @@ package proc_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -234,6 +236,27 @@ func TestCloseKillsTrees(t *testing.T) {
 	}
 	if _, err := host.Start(t.Context(), sh("exit 0")); err == nil {
 		t.Error("a closed host started a tree")
+	}
+}
+
+// Close may come at any instant of a start, which then fails, or whose tree is
+// killed; what it uses stays open until it has returned.
+func TestCloseWhileStarting(t *testing.T) {
+	for range 20 {
+		host := open(t)
+		var starts sync.WaitGroup
+		for range 2 * proc.DefaultStock { // some need a new shim
+			starts.Go(func() {
+				if tree, err := host.Start(t.Context(), sh(sleep)); err == nil {
+					<-tree.Done()
+				}
+			})
+		}
+		time.Sleep(rand.N(10 * time.Millisecond)) // any instant will do
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+		starts.Wait()
 	}
 }
 
