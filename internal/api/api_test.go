@@ -279,8 +279,21 @@ func echo(ctx context.Context, c *call.Call) error {
 	if err := c.Reply.Head(call.Head{ContentType: c.Input.ContentType(), Size: c.Input.Size()}); err != nil {
 		return err
 	}
-	_, err := io.Copy(c.Reply, c.Input.Reader())
+	_, err := io.Copy(writer{ctx, c.Reply}, c.Input.Reader())
 	return err
+}
+
+// writer is a reply that is written to under one context.
+type writer struct {
+	ctx   context.Context
+	reply call.Reply
+}
+
+func (w writer) Write(p []byte) (int, error) {
+	if err := w.reply.Write(w.ctx, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // failing ends every call, once its body is in, with err.

@@ -226,7 +226,6 @@ func (s *server) do(v *visit, c *call.Call) {
 	v.w.Header().Set("Hangup-Call", c.ID)
 
 	ctx, lease := s.o.Calls.Begin(c)
-	out.ctx = ctx
 	stop := connwatch.AfterHangUp(v.r.Context(), lease.Drop)
 	err := s.o.Calls.Do(ctx, c)
 	stop()
@@ -236,6 +235,7 @@ func (s *server) do(v *visit, c *call.Call) {
 	case out.begun, errors.Is(err, call.ErrHungUp):
 		v.abort()
 	default:
+		out.withdraw()
 		s.end(v, c, err)
 	}
 }

@@ -210,7 +210,7 @@ func TestStream(t *testing.T) {
 			return err
 		}
 		for i := range 3 {
-			if _, err := fmt.Fprintf(c.Reply, "part %d\n", i); err != nil {
+			if _, err := fmt.Fprintf(writer{ctx, c.Reply}, "part %d\n", i); err != nil {
 				return err
 			}
 			<-more
@@ -256,30 +256,41 @@ func TestWorkThatRepliesBadly(t *testing.T) {
 		name string
 		head call.Head
 		body string
-		slug string // of the problem; "": the connection is closed
+		slug string // of the problem
 	}{
 		{"a header in the content type", call.Head{ContentType: "text/plain\r\nEvil: 1"}, "", "bad-worker"},
 		{"NUL in the content type", call.Head{ContentType: "a\x00b"}, "", "bad-worker"},
-		{"more than it said", call.Head{Size: 3}, "four", ""},
+		{"more than it said", call.Head{ContentType: "text/plain", Size: 3}, "four", "bad-worker"},
 	} {
 		g := serve(t, func(ctx context.Context, c *call.Call) error {
 			if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(tt.head)); err != nil {
 				return err
 			}
-			_, err := io.WriteString(c.Reply, tt.body)
-			return err
+			return c.Reply.Write(ctx, []byte(tt.body))
 		})
 		c := g.dial()
 		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
-		if tt.slug == "" {
-			c.nothing()
-		} else if a := c.receive(); a.Header.Get("Evil") != "" {
+		a := c.receive()
+		if a.Header.Get("Evil") != "" {
 			t.Errorf("%s: an injected header", tt.name)
-		} else {
-			a.is(t, 502, tt.slug)
 		}
+		a.is(t, 502, tt.slug)
 		if end := g.end(); end.Outcome != event.Crashed {
 			t.Errorf("%s: %s", tt.name, end.Outcome)
+		}
+	}
+}
+
+// A head commits to nothing: as long as nothing was written, a failure is told.
+func TestFailureBehindTheHead(t *testing.T) {
+	for _, size := range []int64{-1, 100, 1 << 20} {
+		g := serve(t, func(ctx context.Context, c *call.Call) error {
+			return errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{ContentType: "text/plain", Size: size}), call.ErrDied)
+		})
+		c := g.dial()
+		for range 2 {
+			c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
+			c.receive().is(t, 502, "worker-died")
 		}
 	}
 }
@@ -292,7 +303,7 @@ func TestFailureInTheMiddle(t *testing.T) {
 			if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: size})); err != nil {
 				return err
 			}
-			io.WriteString(c.Reply, "the first half")
+			c.Reply.Write(ctx, []byte("the first half"))
 			return call.ErrDied
 		})
 		c := g.dial()
@@ -379,7 +390,7 @@ func TestCancelWhileTheReplyIsBlocked(t *testing.T) {
 		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: -1})); err != nil {
 			return err
 		}
-		_, err := c.Reply.Write(make([]byte, 64<<20)) // more than sockets hold
+		err := c.Reply.Write(ctx, make([]byte, 64<<20)) // more than sockets hold
 		return err
 	})
 	c := g.dial()

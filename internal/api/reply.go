@@ -25,12 +25,12 @@ const streamedFrom = 64 << 10
 type reply struct {
 	w    http.ResponseWriter
 	conn *http.ResponseController
-	ctx  context.Context // of the call
 	peer context.Context // of the request, for connwatch only
 	// timing is the value of Server-Timing now: the queue alone, or the run too.
 	timing func(streamed bool) string
 
-	begun   bool
+	headed  bool  // Head was called
+	begun   bool  // something may be on the wire
 	size    int64 // -1: unknown
 	written int64
 	done    func() // ends the watch on a peer that vanishes in the middle
@@ -39,14 +39,12 @@ type reply struct {
 // Head begins the reply.
 func (p *reply) Head(h call.Head) error {
 	switch {
-	case p.begun:
+	case p.headed:
 		return fmt.Errorf("%w: it began its reply twice", call.ErrBadWorker)
-	case p.ctx.Err() != nil:
-		return context.Cause(p.ctx)
 	case !validValue(h.ContentType):
 		return fmt.Errorf("%w: its content type %q cannot be sent", call.ErrBadWorker, clip(h.ContentType))
 	}
-	p.begun, p.size, p.done = true, h.Size, func() {}
+	p.headed, p.size, p.done = true, h.Size, func() {}
 	if h.Size < 0 || h.Size > streamedFrom {
 		p.done = connwatch.Streaming(p.peer)
 	}
@@ -62,59 +60,65 @@ func (p *reply) Head(h call.Head) error {
 	return nil
 }
 
+// withdraw takes the head back, of a reply that has not begun.
+func (p *reply) withdraw() {
+	for _, name := range []string{"Content-Type", "Content-Length", "Server-Timing"} {
+		p.w.Header().Del(name)
+	}
+}
+
 // Write sends a part of the body.
-func (p *reply) Write(b []byte) (int, error) {
-	if !p.begun {
-		return 0, errors.New("cannot write a reply before its head")
+func (p *reply) Write(ctx context.Context, b []byte) error {
+	if !p.headed {
+		return errors.New("cannot write a reply before its head")
 	}
 	if len(b) == 0 {
-		return 0, nil
+		return nil
 	}
 	p.written += int64(len(b))
-	if p.ctx.Err() != nil {
-		return 0, context.Cause(p.ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if p.size >= 0 && p.written > p.size {
-		return 0, fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
+		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
 	}
+	p.begun = true
 	// A caller who does not read must not keep a call that has ended.
 	woken := make(chan struct{})
-	stop := context.AfterFunc(p.ctx, func() {
+	stop := context.AfterFunc(ctx, func() {
 		_ = p.conn.SetWriteDeadline(past)
 		close(woken)
 	})
-	n, err := p.pass(b)
+	err := p.pass(b)
 	if !stop() {
 		<-woken
 		_ = p.conn.SetWriteDeadline(time.Time{}) // this may have been the last part
 	}
 	if err != nil {
-		return n, cmp.Or(context.Cause(p.ctx), call.ErrHungUp)
+		return cmp.Or(context.Cause(ctx), call.ErrHungUp)
 	}
-	return n, nil
+	return nil
 }
 
 // pass hands b to net/http. The last byte of a known size comes alone: one byte
 // always stays in the buffer of the ResponseWriter, until the handler returns.
-func (p *reply) pass(b []byte) (int, error) {
+func (p *reply) pass(b []byte) error {
 	if p.written == p.size {
-		n, err := p.w.Write(b[:len(b)-1])
-		if err != nil {
-			return n, err
+		if _, err := p.w.Write(b[:len(b)-1]); err != nil {
+			return err
 		}
-		m, err := p.w.Write(b[n:])
-		return n + m, err
+		b = b[len(b)-1:]
 	}
-	n, err := p.w.Write(b)
+	_, err := p.w.Write(b)
 	if err == nil && p.size < 0 {
 		err = p.conn.Flush()
 	}
-	return n, err
+	return err
 }
 
 // end lets go of the connection.
 func (p *reply) end() {
-	if p.begun {
+	if p.headed {
 		p.done()
 	}
 }

@@ -45,7 +45,7 @@ func TestVanishedReader(t *testing.T) {
 		if got := sendTimeout(t, next(t, g.conns)); got != want {
 			t.Errorf("size %d: %d ms, want %d", n, got, want)
 		}
-		_, err := c.Reply.Write(make([]byte, max(n, 1)))
+		err := c.Reply.Write(ctx, make([]byte, max(n, 1)))
 		return err
 	})
 	for _, n := range []int64{-1, 2 * streamedFrom, 10} {

@@ -44,7 +44,7 @@ func TestSmallReplyIsOneWrite(t *testing.T) {
 			return err
 		}
 		for range 10 {
-			if _, err := c.Reply.Write(make([]byte, 100)); err != nil {
+			if err := c.Reply.Write(ctx, make([]byte, 100)); err != nil {
 				return err
 			}
 		}
@@ -100,7 +100,7 @@ func TestEndOfReplyWaits(t *testing.T) {
 				if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: int64(size)})); err != nil {
 					return err
 				}
-				if _, err := c.Reply.Write(make([]byte, size)); err != nil {
+				if err := c.Reply.Write(ctx, make([]byte, size)); err != nil {
 					return err
 				}
 				select {
@@ -161,7 +161,7 @@ func TestCancelAsTheReplyIsWritten(t *testing.T) {
 			defer close(cancelled)
 			g.calls.Cancel(c.ID)
 		}()
-		_, err := c.Reply.Write(make([]byte, size))
+		err := c.Reply.Write(ctx, make([]byte, size))
 		<-cancelled
 		return err
 	})
@@ -195,7 +195,7 @@ func TestNothingIsWrittenForACallThatHasEnded(t *testing.T) {
 		}
 		g.calls.Cancel(c.ID)
 		<-ctx.Done()
-		_, err := io.WriteString(c.Reply, "late")
+		err := c.Reply.Write(ctx, []byte("late"))
 		if !errors.Is(err, call.ErrCancelled) {
 			t.Errorf("a late write: %v", err)
 		}
@@ -203,7 +203,7 @@ func TestNothingIsWrittenForACallThatHasEnded(t *testing.T) {
 	})
 	c := g.dial()
 	c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\n\r\n")
-	c.nothing()
+	c.receive().is(t, 409, "cancelled")
 }
 
 // pipes accepts one connection, which takes no byte that the other end does not read.
@@ -230,7 +230,7 @@ func TestAbortDoesNotWait(t *testing.T) {
 		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: 5000})); err != nil {
 			return err
 		}
-		if _, err := c.Reply.Write(make([]byte, 3000)); err != nil { // net/http holds them back
+		if err := c.Reply.Write(ctx, make([]byte, 3000)); err != nil { // net/http holds them back
 			return err
 		}
 		return call.ErrDied
@@ -261,7 +261,7 @@ func TestHTTP10(t *testing.T) {
 		if err := errors.Join(c.Input.Receive(ctx), c.Reply.Head(call.Head{Size: -1})); err != nil {
 			return err
 		}
-		_, err := io.WriteString(c.Reply, "streamed")
+		err := c.Reply.Write(ctx, []byte("streamed"))
 		return err
 	})
 	c := g.dial()
@@ -280,7 +280,7 @@ func TestHangUpWhileReplying(t *testing.T) {
 			return err
 		}
 		for {
-			if _, err := c.Reply.Write(make([]byte, 1<<16)); err != nil {
+			if err := c.Reply.Write(ctx, make([]byte, 1<<16)); err != nil {
 				return err
 			}
 			select {

@@ -60,11 +60,12 @@ type Input interface {
 // methods fail with is the cause for which the call ends: ErrHungUp where the
 // caller is gone.
 type Reply interface {
-	// Head begins the reply. It is called once, before the first Write.
+	// Head begins the reply. It is called once, before the first Write. As long
+	// as nothing is written, the call can still end in an error that is told.
 	Head(h Head) error
 	// Write sends a part of the body on its way. It blocks while the caller
-	// does not read.
-	io.Writer
+	// does not read, until ctx ends: then it fails with its cause.
+	Write(ctx context.Context, p []byte) error
 }
 
 // Head is what comes before the body of a result.
