@@ -122,7 +122,10 @@ func (s *server) begin() <-chan struct{} {
 	s.t.Cleanup(func() {
 		if !s.ended { // the test gave up: whatever state the server is in, it goes
 			s.cmd.Process.Kill()
-			<-s.exit
+			select {
+			case <-s.exit:
+			case <-time.After(proctest.Patience):
+			}
 		}
 	})
 	serving := make(chan struct{})

@@ -20,14 +20,19 @@ import (
 	"example.com/hangup/internal/event"
 )
 
-// Past is how many ended calls are remembered where [Options] does not say.
-const Past = 1000
+// Past is how many ended calls are remembered where [Options] does not say, and
+// PastRefused how many of those that were refused: a flood of refusals does not
+// wash away the others.
+const (
+	Past        = 1000
+	PastRefused = 200
+)
 
 // Options say what a Registry works with.
 type Options struct {
 	Door call.Doer  // where the work is done
 	Emit event.Sink // hears how calls end, and what they emit
-	Past int        // ended calls remembered; 0: [Past]
+	Past int        // ended calls remembered that were not refused; 0: [Past]
 }
 
 // Registry is the set of calls a server knows. Its methods may be called from
@@ -37,12 +42,12 @@ type Registry struct {
 	emit event.Sink
 	base context.Context
 
-	mu    sync.Mutex
-	live  map[string]*entry
-	known map[string]*entry // live and remembered
-	past  []*entry          // a ring: the oldest is at next once it is full
-	next  int
-	quiet chan struct{} // closed while nothing is live
+	mu      sync.Mutex
+	live    map[string]*entry
+	known   map[string]*entry // live and remembered
+	past    ring              // ended, and not refused
+	refused ring
+	quiet   chan struct{} // closed while nothing is live
 }
 
 // entry is one call; mu of the registry guards what changes.
@@ -61,9 +66,22 @@ func New(ctx context.Context, o Options) *Registry {
 	close(quiet)
 	return &Registry{
 		door: o.Door, emit: o.Emit, base: ctx,
-		live: map[string]*entry{}, known: map[string]*entry{}, past: make([]*entry, 0, o.Past),
-		quiet: quiet,
+		live: map[string]*entry{}, known: map[string]*entry{},
+		past: ring{slots: make([]*entry, o.Past)}, refused: ring{slots: make([]*entry, PastRefused)}, quiet: quiet,
 	}
+}
+
+// ring keeps the newest of what is pushed into it.
+type ring struct {
+	slots []*entry
+	next  int
+}
+
+// push returns the entry that e takes the place of, or nil.
+func (r *ring) push(e *entry) (oldest *entry) {
+	oldest, r.slots[r.next] = r.slots[r.next], e
+	r.next = (r.next + 1) % len(r.slots)
+	return oldest
 }
 
 // Lease is one owner's hold on a call.
@@ -138,8 +156,9 @@ func (r *Registry) end(c *call.Call, cause error) {
 		Outcome: outcome, Cause: cause, At: now,
 	}
 	ended.Waited, ended.Ran = e.record.durations(now)
+	ended.Started = e.record.StartedAt != nil
 	var evidence *event.Cancel
-	if outcome == event.Cancelled && e.record.StartedAt == nil {
+	if outcome == event.Cancelled && !ended.Started {
 		evidence = neverStarted(cause, now)
 		e.record.Cancel = evidence
 	}
@@ -171,13 +190,13 @@ func neverStarted(cause error, at time.Time) *event.Cancel {
 
 // remember puts an ended call into the bounded past.
 func (r *Registry) remember(e *entry) {
-	if len(r.past) < cap(r.past) {
-		r.past = append(r.past, e)
-		return
+	past := &r.past
+	if e.record.Outcome == event.Rejected {
+		past = &r.refused
 	}
-	delete(r.known, r.past[r.next].record.ID)
-	r.past[r.next] = e
-	r.next = (r.next + 1) % len(r.past)
+	if oldest := past.push(e); oldest != nil {
+		delete(r.known, oldest.record.ID)
+	}
 }
 
 // Cancel ends a call for an operator. It is false when no such call is queued

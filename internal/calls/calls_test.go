@@ -148,11 +148,19 @@ func TestPastIsBounded(t *testing.T) {
 			r.Refuse(c, call.ErrQueueFull)
 		}
 	}
+	for i := range PastRefused + 1 { // a flood
+		r.Refuse(newCall(fmt.Sprint("refused-", i)), call.ErrForbidden)
+	}
 	var ids []string
 	for _, rec := range r.List() {
-		ids = append(ids, rec.ID)
+		if rec.Outcome != event.Rejected {
+			ids = append(ids, rec.ID)
+		}
 	}
-	if diff := cmp.Diff([]string{"alive", "7", "8", "9"}, ids); diff != "" {
+	if n := len(r.List()) - len(ids); n != PastRefused {
+		t.Errorf("%d refused calls are known, want %d", n, PastRefused)
+	}
+	if diff := cmp.Diff([]string{"alive", "4", "6", "8"}, ids); diff != "" {
 		t.Errorf("what is known (-want +got):\n%s", diff)
 	}
 	select {

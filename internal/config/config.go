@@ -27,6 +27,8 @@ const (
 	MaxWorkers     = 10_000    // workers, and as many spares, of one workload
 	MaxQueue       = 1_000_000 // calls in one queue
 	MaxConnections = 1_000_000
+
+	MinFiles = 16 // descriptors of one process, where there is a limit: fewer, and hardly a program starts
 )
 
 // Config is a whole config file, with every default filled in.
@@ -107,7 +109,7 @@ type Workload struct {
 
 // Queue is where calls wait for a worker.
 type Queue struct {
-	Length int           // calls; 100; 0: a call that finds no free worker is refused
+	Length int           // calls beyond those that may run at once; 100; 0: none, but as many as Workers may wait while workers start
 	Wait   time.Duration // of one call; 30s
 }
 
@@ -121,12 +123,13 @@ type Stop struct {
 // OnHangup is what a caller may ask for when it goes away.
 type OnHangup struct {
 	Allow     []string      // cancel, and nothing else in this version
-	ResultTTL time.Duration // how long the result of a call without an owner is kept; 5m
+	ResultTTL time.Duration // how long the result of a call without an owner is kept; 5m, and nothing else in this version
 }
 
 // WorkLimits bound one worker or one call.
 type WorkLimits struct {
 	Output int64 // bytes of one call's result; 64 MiB; 0: none
+	Files  int   // descriptors open in one process, and never more than the server's own hard limit; 1024; 0: that one
 }
 
 // Load reads and checks the config file at path. An error is of type [Faults].

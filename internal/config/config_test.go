@@ -103,6 +103,9 @@ var faultCases = []struct {
 	{inWorkload("spares: .inf"), []string{"3:13: workloads.w.spares: must be a whole number"}},
 	{inWorkload("queue: {length: -1}"), []string{"3:21: workloads.w.queue.length: must be 0 or more, not -1"}},
 	{work + "limits: {connections: 0}\n", []string{"2:23: limits.connections: must be 1 or more, not 0"}},
+	{inWorkload("limits: {files: 15}"), []string{"3:21: workloads.w.limits.files: must be 16 or more, or 0 for no limit, not 15: a program needs some to start"}},
+	{inWorkload("limits: {files: -1}"), []string{"3:21: workloads.w.limits.files: must be 0 or more, not -1"}},
+	{inWorkload("limits: {files: 1KiB}"), []string{`3:21: workloads.w.limits.files: must be a whole number, not "1KiB"`}},
 	{inWorkload("new_privileges: yes"), []string{`3:21: workloads.w.new_privileges: must be true or false, not "yes"`}},
 	{work + "log: {level: warning}\n", []string{`2:14: log.level: cannot be "warning": did you mean warn?`}},
 	{work + "log: {format: xml}\n", []string{`2:15: log.format: cannot be "xml": it must be json or text`}},
@@ -174,11 +177,13 @@ var faultCases = []struct {
 	{inWorkload("user: nobody"), []string{"3:11: workloads.w.user: not available in this version"}},
 	{inWorkload("recycle: {calls: 5}"), []string{"3:22: workloads.w.recycle.calls: not available in this version"}},
 	{inWorkload("recycle: {age: 1h, memory: 1GiB}"), []string{"3:20: workloads.w.recycle.age: not available", "3:32: workloads.w.recycle.memory: not available"}},
-	{inWorkload("limits: {memory: 1GiB, pids: 9, cpus: 0.5, files: 1024}"), []string{
-		"3:22: workloads.w.limits.memory: not", "3:34: workloads.w.limits.pids: not", "3:43: workloads.w.limits.cpus: not", "3:55: workloads.w.limits.files: not",
+	{inWorkload("limits: {memory: 1GiB, pids: 9, cpus: 0.5}"), []string{
+		"3:22: workloads.w.limits.memory: not", "3:34: workloads.w.limits.pids: not", "3:43: workloads.w.limits.cpus: not",
 	}},
 	{inWorkload("input: {schema: a.json}"), []string{"3:21: workloads.w.input.schema: not available in this version"}},
 	{inWorkload("on_hangup: {allow: [cancel, linger]}"), []string{"3:33: workloads.w.on_hangup.allow[1]: linger is not available in this version: only cancel is"}},
+	{inWorkload("on_hangup: {result_ttl: 6m}"), []string{"3:29: workloads.w.on_hangup.result_ttl: not available in this version: leave it out"}},
+	{inWorkload("on_hangup: {result_ttl: 0s}"), []string{"3:29: workloads.w.on_hangup.result_ttl: not available in this version"}},
 	{inWorkload("on_hangup: {allow: []}"), []string{"3:24: workloads.w.on_hangup.allow: is empty"}},
 	{inWorkload("ready: {path: /}"), []string{"3:12: workloads.w.ready: not available in this version"}},
 	{inWorkload("stdin: body"), []string{"3:12: workloads.w.stdin: not available in this version"}},
@@ -246,12 +251,61 @@ func TestDefaults(t *testing.T) {
 			Timeout: 5 * time.Minute, StartTimeout: 30 * time.Second,
 			Stop:     Stop{Cooperative: 0, Signal: syscall.SIGTERM, Grace: time.Second},
 			OnHangup: OnHangup{Allow: []string{"cancel"}, ResultTTL: 5 * time.Minute},
-			Limits:   WorkLimits{Output: 67108864},
+			Limits:   WorkLimits{Output: 67108864, Files: 1024},
 		}},
 		File: file, Dir: dir,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
+	}
+}
+
+// A file may say every default; it is then as if it said nothing.
+func TestDefaultsSaid(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "hangup.yaml")
+	want, err := Parse(file, []byte("workloads: {resize: {command: [python3, resize.py]}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := Parse(file, []byte(`
+listen: [127.0.0.1:8080]
+limits: {body: 16MiB, body_timeout: 30s, connections: 10000}
+spool: {dir: "", max: 1GiB}
+drain: 8s
+containment: {minimum: subreaper, cgroup: auto}
+log: {format: json, level: info}
+workloads:
+  resize:
+    kind: worker
+    command: [python3, resize.py]
+    dir: .
+    user: ""
+    new_privileges: false
+    workers: 0
+    spares: 1
+    queue: {length: 100, wait: 30s}
+    timeout: 5m
+    start_timeout: 30s
+    stop: {cooperative: 0s, signal: SIGTERM, grace: 1s}
+    on_hangup: {allow: [cancel], result_ttl: 5m}
+    recycle: {calls: 0, age: 0s, memory: 0}
+    limits: {memory: 0, pids: 0, cpus: 0, output: 64MiB, files: 1024}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("said or not (-not +said):\n%s", diff)
+	}
+}
+
+func TestFilesUnlimited(t *testing.T) {
+	c, err := Parse("hangup.yaml", []byte(inWorkload("limits: {files: 0}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Workloads[0].Limits.Files; got != 0 {
+		t.Errorf("files: 0 gave %d", got)
 	}
 }
 
@@ -263,7 +317,7 @@ func TestEveryKey(t *testing.T) {
 		}
 	}
 	file := filepath.Join(dir, "hangup.yaml")
-	got, err := Parse(file, []byte(`# every key of this version, none at its default
+	got, err := Parse(file, []byte(`# every key of this version, none at its default where there is a choice
 listen: [0.0.0.0:0, "[::1]:8443", "localhost:9"]
 hosts: [app.example.com, 10.0.0.1, "fe80::1"]
 auth:
@@ -294,9 +348,9 @@ workloads:
     timeout: 0s
     start_timeout: 1ms
     stop: {cooperative: 2s, signal: SIGINT, grace: 0s}
-    on_hangup: {allow: [cancel], result_ttl: 0s}
+    on_hangup: {allow: [cancel], result_ttl: 5m}
     recycle: {calls: 0, age: 0s, memory: 0}
-    limits: {memory: 0, pids: 0, cpus: 0, output: 1_000, files: 0}
+    limits: {memory: 0, pids: 0, cpus: 0, output: 1_000, files: 16}
   a: {command: [/bin/a, "5"]}
 `))
 	if err != nil {
@@ -325,8 +379,8 @@ workloads:
 		Env: map[string]string{"MODE": "fast", "EMPTY": ""}, PassEnv: []string{"DATABASE_URL"},
 		NewPrivileges: true, Workers: 3, StartTimeout: time.Millisecond,
 		Stop:     Stop{Cooperative: 2 * time.Second, Signal: syscall.SIGINT},
-		OnHangup: OnHangup{Allow: []string{"cancel"}},
-		Limits:   WorkLimits{Output: 1000},
+		OnHangup: OnHangup{Allow: []string{"cancel"}, ResultTTL: 5 * time.Minute},
+		Limits:   WorkLimits{Output: 1000, Files: 16},
 	}, a}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -51,14 +51,19 @@ func later(d *decoder, path string, n ast.Node) {
 	d.fault(n, "%s: not available in this version: leave it out", path)
 }
 
-// laterUnlessZero lets a key of a feature that is not built say that it is off.
-func laterUnlessZero[T comparable](p parser[T]) value {
+// laterUnless lets a key of a feature that is not built say its default.
+func laterUnless[T comparable](usual T, p parser[T]) value {
 	return func(d *decoder, path string, n ast.Node) {
-		var zero T
-		if v, ok := p(d, path, n); ok && v != zero {
+		if v, ok := p(d, path, n); ok && v != usual {
 			later(d, path, n)
 		}
 	}
+}
+
+// laterUnlessZero lets a key of a feature that is not built say that it is off.
+func laterUnlessZero[T comparable](p parser[T]) value {
+	var zero T
+	return laterUnless(zero, p)
 }
 
 // object takes in a mapping that knows these keys.

@@ -39,7 +39,7 @@ func defaultWorkload(name, dir string) Workload {
 		StartTimeout: 30 * time.Second,
 		Stop:         Stop{Signal: syscall.SIGTERM, Grace: time.Second},
 		OnHangup:     OnHangup{Allow: []string{"cancel"}, ResultTTL: 5 * time.Minute},
-		Limits:       WorkLimits{Output: 64 << 20},
+		Limits:       WorkLimits{Output: 64 << 20, Files: 1024},
 	}
 }
 
@@ -98,7 +98,7 @@ func workload(w *Workload) value {
 		)},
 		key{"on_hangup", object(
 			key{"allow", set(&w.OnHangup.Allow, some(list(hangupPolicy), "a caller must be allowed at least cancel"))},
-			key{"result_ttl", set(&w.OnHangup.ResultTTL, duration(false))},
+			key{"result_ttl", laterUnless(w.OnHangup.ResultTTL, duration(false))},
 		)},
 		key{"recycle", object(
 			key{"calls", laterUnlessZero(whole(0, math.MaxInt))},
@@ -110,7 +110,7 @@ func workload(w *Workload) value {
 			key{"pids", laterUnlessZero(whole(0, math.MaxInt))},
 			key{"cpus", laterUnlessZero(number)},
 			key{"output", set(&w.Limits.Output, size(0))},
-			key{"files", laterUnlessZero(whole(0, math.MaxInt))},
+			key{"files", set(&w.Limits.Files, files)},
 		)},
 		key{"input", object(key{"schema", later})},
 		key{"ready", later},  // of kind http
@@ -180,6 +180,16 @@ func optional(p parser[string]) parser[string] {
 		}
 		return p(d, path, n)
 	}
+}
+
+// files reads how many descriptors a process may have.
+func files(d *decoder, path string, n ast.Node) (int, bool) {
+	v, ok := whole(0, math.MaxInt)(d, path, n)
+	if ok && v != 0 && v < MinFiles {
+		d.fault(n, "%s: must be %d or more, or 0 for no limit, not %d: a program needs some to start", path, MinFiles, v)
+		return 0, false
+	}
+	return v, ok
 }
 
 var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)

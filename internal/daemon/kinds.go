@@ -31,6 +31,6 @@ func launchWorker(s *server, w config.Workload, emit event.Sink) pool.Launch {
 		if one == nil {
 			return nil, pool.Info{}, err
 		}
-		return one, pool.Info{Pid: one.Pid(), ShimPid: one.ShimPid(), Tasks: one.Tasks(), RSS: one.RSS}, err
+		return one, pool.Info{Pid: one.Pid(), ShimPid: one.ShimPid(), Tasks: one.Tasks(), RSS: one.RSS, Sound: one.Sound}, err
 	}
 }

@@ -7,8 +7,8 @@ package event
 
 import "time"
 
-// Sink takes one event. It must be safe for concurrent use, must not block on
-// the work it is told about, and must not keep slices that an event carries.
+// Sink takes one event. It must be safe for concurrent use, must not block, and
+// must not keep Output.Text or CallProgress.JSON, which are used again.
 type Sink func(Event)
 
 // Event is one fact. Consumers switch on the concrete type.
@@ -42,17 +42,11 @@ const (
 // WorkerStates lists the states in the order of a worker's life.
 var WorkerStates = []WorkerState{Starting, Idle, Busy, Cancelling, Dying}
 
-// CallQueued says that a call was given a place in a pool.
-type CallQueued struct {
-	Call, Workload, Task, Caller, OnHangup string
-	At                                     time.Time
-}
-
 // CallStarted says that a worker has taken a call.
 type CallStarted struct {
 	Call, Workload string
 	Pid            int           // the worker's main process
-	Waited         time.Duration // from the place in the queue to the worker
+	Waited         time.Duration // since its headers had been read
 	At             time.Time
 }
 
@@ -68,15 +62,16 @@ type CallProgress struct {
 type CallEnded struct {
 	Call, Workload, Task, Caller string
 	Outcome                      Outcome
-	Cause                        error         // nil when Done
-	Waited, Ran                  time.Duration // Ran is 0 when no worker took it
+	Cause                        error // nil when Done
+	Started                      bool  // a worker took it
+	Waited, Ran                  time.Duration
 	At                           time.Time
 }
 
 // CallCancelled is the evidence of one cancelled or timed-out call (promise
-// P15): who ended it, what was done to its worker, and what is left. It follows
-// the call's CallEnded when the verdict on the tree is in, and comes a second
-// time if a tree that would not die has died after all.
+// P15): who ended it, what was done to its worker, and what is left. It comes
+// when the verdict on the tree is in, mostly after the call's CallEnded, and
+// again if a tree that would not die has died after all.
 type CallCancelled struct {
 	Call, Workload string
 	Cancel         Cancel
@@ -107,13 +102,14 @@ type Step struct {
 
 // Survivor is a process that would not die.
 type Survivor struct {
-	Pid   int
-	State string // the letter of /proc/PID/stat: D, R, S, T, Z
-	UID   int
-	Wait  string // the kernel's wait channel, where it tells
+	Pid   int    `json:"pid"`
+	State string `json:"state"` // the letter of /proc/PID/stat: D, R, S, T, Z
+	UID   int    `json:"uid"`
+	Wait  string `json:"wait_channel,omitempty"` // where the kernel tells
 }
 
-// Output is a piece of what a worker wrote to its stdout or stderr.
+// Output is a piece of what a worker wrote to its stdout or stderr. One with no
+// Text tells only what was left out at the end of a call.
 type Output struct {
 	Call     string // "" when no call was running
 	Workload string
@@ -162,7 +158,6 @@ type Illegal struct {
 	At       time.Time
 }
 
-func (CallQueued) event()    {}
 func (CallStarted) event()   {}
 func (CallProgress) event()  {}
 func (CallEnded) event()     {}
@@ -194,7 +189,7 @@ type Worker struct {
 	Pid     int
 	ShimPid int
 	State   WorkerState
-	Calls   int // calls it has taken
-	Since   time.Time
-	RSS     int64 // bytes resident of its main process; 0 where it cannot be told
+	Calls   int       // calls it has taken
+	Since   time.Time // when it was started
+	RSS     int64     // bytes resident of its main process; 0 where it cannot be told
 }

@@ -38,32 +38,30 @@ func Environ(w config.Workload, extra ...string) []string {
 	return append(env, extra...)
 }
 
-// Sequence runs the stop sequence on a tree: the signal to its main process,
-// the grace, and then the kill of everything left. It returns when the kill has
-// been ordered; how it went is the tree's verdict. The steps are told as times
-// after decided.
-func Sequence(t *proc.Tree, s config.Stop, decided time.Time) []event.Step {
+// Sequence runs the stop sequence on a tree: its main process is asked to end,
+// has so long to do it, and then everything left is killed. It returns when the
+// kill has been ordered; how it went is the tree's verdict. The steps, of which
+// the first has the given name, are told as times after decided. When ask fails,
+// or there is no grace, the kill comes at once.
+func Sequence(t *proc.Tree, name string, ask func() error, grace time.Duration, decided time.Time) []event.Step {
 	var steps []event.Step
 	step := func(name string) { steps = append(steps, event.Step{Name: name, At: time.Since(decided)}) }
-
-	if s.Grace > 0 {
-		if t.Signal(s.Signal) == nil {
-			step("signal")
-			grace := time.NewTimer(s.Grace)
-			select {
-			case <-t.Exited():
-			case <-grace.C:
-			}
-			grace.Stop()
+	if grace > 0 && ask() == nil {
+		step(name)
+		over := time.NewTimer(grace)
+		select {
+		case <-t.Exited():
+		case <-over.C:
 		}
+		over.Stop()
 	}
 	step("kill")
 	t.Kill()
 	return steps
 }
 
-// Verdict puts the steps and the verdict on a tree together. What it took
-// counts from decided.
+// Verdict puts the steps and the verdict on a tree together. It is to be called
+// when the verdict has come: what it took counts from decided until now.
 func Verdict(v proc.Verdict, steps []event.Step, decided time.Time) event.Stop {
 	return event.Stop{
 		Steps: steps, Killed: v.Reaped, Took: time.Since(decided),

@@ -27,6 +27,8 @@ const (
 	RecordCost = 128
 	// TailMax is how much of the end of stderr goes into an error, in bytes.
 	TailMax = 4 << 10
+	// pipeSize is what a Linux pipe holds, in bytes.
+	pipeSize = 64 << 10
 	// slowly is the pause after a large read of which most was not kept.
 	slowly = 10 * time.Millisecond
 )
@@ -42,18 +44,19 @@ type Output struct {
 	streams  [2]*stream
 	ended    sync.WaitGroup
 
-	mu      sync.Mutex // guards the rest, and every read
-	call    string
-	tail    []byte // of stderr, since the call began
-	dropped int64  // since the last record
-	kept    int64  // in all records
-	chunk   [32 << 10]byte
+	mu    sync.Mutex // guards the rest, and every read
+	call  string
+	tail  []byte // of stderr, since the call began
+	kept  int64  // bytes in all records
+	chunk [32 << 10]byte
 }
 
 type stream struct {
 	name string
 	file *os.File
 	line []byte // what has come of a line that is not ended
+
+	dropped int64 // bytes since the last record
 }
 
 // NewOutput makes the pipes. The two files are for the worker; the caller closes
@@ -147,8 +150,7 @@ func (o *Output) pull(s *stream, fd int) (n int, flood, eof bool) {
 	case errors.Is(err, unix.EAGAIN):
 		return 0, false, false
 	case err != nil || n == 0:
-		o.record(s, s.line)
-		s.line = nil
+		o.flush(s)
 		return 0, false, true
 	}
 	before := o.kept
@@ -191,15 +193,29 @@ func (o *Output) record(s *stream, line []byte) {
 	}
 	now := time.Now()
 	if !o.budget.AllowN(now, len(line)+RecordCost) {
-		o.dropped += int64(len(line)) + 1
+		s.dropped += int64(len(line)) + 1
 		return
 	}
+	o.tell(s, line, now)
+	o.kept += int64(len(line))
+}
+
+func (o *Output) tell(s *stream, line []byte, now time.Time) {
 	o.emit(event.Output{
 		Call: o.call, Workload: o.workload, Pid: int(o.pid.Load()), Stream: s.name,
-		Text: line, Dropped: o.dropped, At: now,
+		Text: line, Dropped: s.dropped, At: now,
 	})
-	o.kept += int64(len(line))
-	o.dropped = 0
+	s.dropped = 0
+}
+
+// flush records what is left of a stream: a line without an end, and how much
+// was dropped since the last record.
+func (o *Output) flush(s *stream) {
+	o.record(s, s.line)
+	s.line = s.line[:0]
+	if s.dropped > 0 {
+		o.tell(s, nil, time.Now())
+	}
 }
 
 // Begin says which call the output belongs to from now on.
@@ -215,19 +231,29 @@ func (o *Output) End() {
 	o.catchUp()
 	o.mu.Lock()
 	for _, s := range o.streams {
-		o.record(s, s.line)
-		s.line = s.line[:0]
+		o.flush(s)
 	}
 	o.call = ""
 	o.mu.Unlock()
 }
 
-// catchUp reads what lies in the pipes now.
+// catchUp reads what lies in the pipes now: no more than a pipe holds, so that a
+// worker that writes on does not keep it.
 func (o *Output) catchUp() {
 	for _, s := range o.streams {
-		if raw, err := s.file.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { o.pull(s, int(fd)) })
+		raw, err := s.file.SyscallConn()
+		if err != nil {
+			continue
 		}
+		raw.Control(func(fd uintptr) {
+			for total := 0; total < pipeSize; {
+				n, _, _ := o.pull(s, int(fd))
+				if n == 0 {
+					return
+				}
+				total += n
+			}
+		})
 	}
 }
 

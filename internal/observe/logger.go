@@ -13,20 +13,24 @@ import (
 // or info: config has refused it long before.
 //
 // Whatever strings a record carries, it is one line of valid UTF-8 without
-// control characters. Where w has a Flush method, it is called after every
-// record from warn upwards.
+// control characters. Where w is a [Buffer], a record from warn upwards is
+// flushed at once, and one of the same format tells how many were lost.
 func NewLogger(w io.Writer, format, level string) *slog.Logger {
 	o := &slog.HandlerOptions{Level: slog.LevelInfo}
 	var l slog.Level
 	if l.UnmarshalText([]byte(level)) == nil {
 		o.Level = l
 	}
-	var h slog.Handler = slog.NewJSONHandler(escaper{w}, o)
-	if format == "text" {
-		h = slog.NewTextHandler(escaper{w}, o)
+	handler := func(w io.Writer) slog.Handler {
+		if format == "text" {
+			return slog.NewTextHandler(escaper{w}, o)
+		}
+		return slog.NewJSONHandler(escaper{w}, o)
 	}
-	if f, ok := w.(flusher); ok {
-		h = urgent{h, f}
+	h := handler(w)
+	if b, ok := w.(*Buffer); ok {
+		b.tellWith(handler(b.w))
+		h = urgent{h, b}
 	}
 	return slog.New(h)
 }
@@ -58,12 +62,10 @@ func (e escaper) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-type flusher interface{ Flush() error }
-
 // urgent flushes what must not wait.
 type urgent struct {
 	slog.Handler
-	out flusher
+	out *Buffer
 }
 
 func (u urgent) Handle(ctx context.Context, r slog.Record) error {

@@ -70,7 +70,7 @@ func newMetrics(o Options) *metrics {
 		total = counter("hangup_calls_total", "Calls that have ended, by outcome.", "workload", "outcome")
 		acc   = counter("hangup_calls_accepted_total", "Calls that were not rejected: started, or ended otherwise.", "workload")
 		call  = histogram("hangup_call_seconds", "From a call's headers to its end, rejected calls left out.", callBuckets)
-		queue = histogram("hangup_queue_seconds", "From a call's place in the queue to its worker, body included.", queueBuckets)
+		queue = histogram("hangup_queue_seconds", "From a call's headers to its worker, body included.", queueBuckets)
 		kill  = histogram("hangup_kill_seconds", "From the decision to stop a worker to its tree verified empty.", killBuckets)
 		dead  = counter("hangup_killed_processes_total", "Processes reaped from trees that were stopped.", "workload")
 	)
@@ -117,7 +117,7 @@ func (m *metrics) count(e event.Event) {
 	case event.CallEnded:
 		s := m.of(e.Workload)
 		if e.Outcome != event.Rejected {
-			if e.Ran == 0 { // it was never started: nobody has counted it yet
+			if !e.Started { // nobody has counted it yet
 				s.accepted.Inc()
 			}
 			s.call.Observe((e.Waited + e.Ran).Seconds())

@@ -6,7 +6,7 @@
 // outcomes but rejected. It is the only room that knows a metrics library, and
 // nothing in the program decides anything by what it holds.
 //
-// The package has no goroutine but the timer of a [Buffer]. It imports event and
+// The package has no goroutine but the writer of a [Buffer]. It imports event and
 // nothing else of this module.
 package observe
 

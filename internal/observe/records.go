@@ -19,9 +19,7 @@ func (l *records) write(e event.Event) {
 	case event.CallCancelled:
 		l.callCancelled(e)
 	case event.Output:
-		l.log(slog.LevelInfo, e.At, "output",
-			slog.String("workload", e.Workload), slog.String("call", e.Call), slog.Int("pid", e.Pid),
-			slog.String("stream", e.Stream), slog.String("text", string(e.Text)), slog.Int64("dropped", e.Dropped))
+		l.output(e)
 	case event.WorkerChanged:
 		l.log(slog.LevelDebug, e.At, "worker changed",
 			slog.String("workload", e.Workload), slog.Uint64("worker", e.Worker), slog.Int("pid", e.Pid),
@@ -31,7 +29,7 @@ func (l *records) write(e event.Event) {
 	case event.StartFailed:
 		l.log(slog.LevelWarn, e.At, "worker did not start",
 			slog.String("workload", e.Workload), slog.Uint64("worker", e.Worker),
-			slog.String("cause", text(e.Err)), slog.Float64("retry_ms", ms(e.Retry)))
+			slog.String("cause", text(e.Err)), slog.Float64("retry_ms", event.Milliseconds(e.Retry)))
 	case event.Illegal:
 		l.log(slog.LevelError, e.At, "illegal transition: a defect of hangup",
 			slog.String("workload", e.Workload), slog.String("cause", text(e.Err)))
@@ -53,11 +51,24 @@ func (l *records) log(level slog.Level, at time.Time, msg string, attrs ...slog.
 	_ = l.handler.Handle(ctx, r)
 }
 
+// output writes what a worker wrote. What was left out after its last piece is a
+// record of its own kind: it must not pass for an empty line.
+func (l *records) output(e event.Output) {
+	attrs := []slog.Attr{
+		slog.String("workload", e.Workload), slog.String("call", e.Call), slog.Int("pid", e.Pid), slog.String("stream", e.Stream),
+	}
+	msg := "output left out"
+	if len(e.Text) > 0 || e.Dropped == 0 {
+		msg, attrs = "output", append(attrs, slog.String("text", string(e.Text)))
+	}
+	l.log(slog.LevelInfo, e.At, msg, append(attrs, slog.Int64("dropped", e.Dropped))...)
+}
+
 func (l *records) callEnded(e event.CallEnded) {
 	l.log(slog.LevelInfo, e.At, "call ended",
 		slog.String("call", e.Call), slog.String("workload", e.Workload), slog.String("task", e.Task),
 		slog.String("outcome", string(e.Outcome)), slog.String("cause", text(e.Cause)),
-		slog.Float64("queue_ms", ms(e.Waited)), slog.Float64("run_ms", ms(e.Ran)), slog.String("caller", e.Caller))
+		slog.Float64("queue_ms", event.Milliseconds(e.Waited)), slog.Float64("run_ms", event.Milliseconds(e.Ran)), slog.String("caller", e.Caller))
 }
 
 // callCancelled writes the evidence of a cancelled call, as a warning where it
@@ -88,29 +99,13 @@ func (l *records) treeStopped(e event.TreeStopped) {
 	l.log(level, e.At, "tree stopped", append(attrs, stopAttrs(e.Stop)...)...)
 }
 
-// stopAttrs names the members of a stop as GET /calls does.
+// stopAttrs names the members of a stop as event.Cancel does in JSON. The lists
+// are never null.
 func stopAttrs(s event.Stop) []slog.Attr {
-	type step struct {
-		Step string  `json:"step"`
-		AtMs float64 `json:"at_ms"`
-	}
-	type survivor struct {
-		Pid   int    `json:"pid"`
-		State string `json:"state"`
-		UID   int    `json:"uid"`
-		Wait  string `json:"wait_channel,omitempty"`
-	}
-	steps := make([]step, 0, len(s.Steps))
-	for _, st := range s.Steps {
-		steps = append(steps, step{st.Name, ms(st.At)})
-	}
-	survivors := make([]survivor, 0, len(s.Survivors))
-	for _, sv := range s.Survivors {
-		survivors = append(survivors, survivor(sv))
-	}
 	return []slog.Attr{
-		slog.Any("steps", steps), slog.Int("killed", s.Killed), slog.Float64("empty_ms", ms(s.Took)),
-		slog.Bool("empty", s.Empty), slog.String("proof", s.Proof), slog.Any("survivors", survivors),
+		slog.Any("steps", append([]event.Step{}, s.Steps...)), slog.Int("killed", s.Killed),
+		slog.Float64("empty_ms", event.Milliseconds(s.Took)), slog.Bool("empty", s.Empty), slog.String("proof", s.Proof),
+		slog.Any("survivors", append([]event.Survivor{}, s.Survivors...)),
 	}
 }
 
@@ -120,6 +115,3 @@ func text(err error) string {
 	}
 	return err.Error()
 }
-
-// ms is d in milliseconds, to the microsecond.
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -71,6 +71,14 @@ func TestRecords(t *testing.T) {
 			"level": "INFO", "msg": "output", "call": "c1", "workload": "echo", "pid": 7., "stream": "stderr", "text": "hi",
 			"dropped": 3., "time": "2026-11-05T10:00:00Z",
 		}},
+		{"what was left out at the end", event.Output{Call: "c1", Workload: "echo", Pid: 7, Stream: "stderr", Dropped: 3, At: at}, map[string]any{
+			"level": "INFO", "msg": "output left out", "call": "c1", "workload": "echo", "pid": 7., "stream": "stderr",
+			"dropped": 3., "time": "2026-11-05T10:00:00Z",
+		}},
+		{"an empty line", event.Output{Workload: "echo", Pid: 7, Stream: "stdout", At: at}, map[string]any{
+			"level": "INFO", "msg": "output", "call": "", "workload": "echo", "pid": 7., "stream": "stdout", "text": "",
+			"dropped": 0., "time": "2026-11-05T10:00:00Z",
+		}},
 		{"a worker's step", event.WorkerChanged{Workload: "echo", Worker: 2, Pid: 7, From: event.Idle, To: event.Busy, Why: "taken", At: at}, map[string]any{
 			"level": "DEBUG", "msg": "worker changed", "workload": "echo", "worker": 2., "pid": 7., "from": "idle", "to": "busy",
 			"why": "taken", "time": "2026-11-05T10:00:00Z",
@@ -107,7 +115,6 @@ func TestRecords(t *testing.T) {
 func TestWhatIsNotLogged(t *testing.T) {
 	var out bytes.Buffer
 	sink := New(Options{Log: NewLogger(&out, "json", "info")}).Sink()
-	sink(event.CallQueued{Call: "c1"})
 	sink(event.CallStarted{Call: "c1"})
 	sink(event.CallProgress{Call: "c1"})
 	sink(event.WorkerChanged{Worker: 1})

@@ -28,7 +28,7 @@ func (p *Pool) loop(m *machine) {
 		case in := <-p.inbox:
 			p.step(m, in)
 		case reply := <-p.looks:
-			reply <- p.look(m)
+			reply <- look(m)
 		case <-p.base.Done():
 			return
 		}
@@ -52,8 +52,10 @@ func (p *Pool) step(m *machine, in input) {
 
 func (p *Pool) carryOut(m *machine, e effect, in input) {
 	switch e.do {
-	case admit, release:
+	case admit:
 		e.call.answer <- answer{}
+	case release:
+		e.call.settle(answer{})
 	case refuse:
 		e.call.settle(answer{err: e.err})
 	case wait:
@@ -75,8 +77,10 @@ func (p *Pool) carryOut(m *machine, e effect, in input) {
 		w.ending.why = string(in.what)
 		p.funs.Go(func() { p.bury(w) })
 	case retry:
-		time.AfterFunc(e.after, func() { p.post(input{what: retryNow}) })
-		p.o.Emit(event.StartFailed{Workload: p.o.Name, Worker: m.lastID, Err: m.reason, Retry: e.after, At: in.now})
+		if e.after > 0 {
+			time.AfterFunc(e.after, func() { p.post(input{what: retryNow}) })
+		}
+		p.o.Emit(event.StartFailed{Workload: p.o.Name, Worker: e.worker.id, Err: m.reason, Retry: e.after, At: in.now})
 	case change:
 		if e.worker.state == event.Idle {
 			e.worker.ending = ending{}
@@ -158,25 +162,29 @@ func (p *Pool) evidence(e *ending, s event.Stop) {
 	})
 }
 
-func (p *Pool) look(m *machine) event.Pool {
-	s := event.Pool{
-		Name: p.o.Name, Kind: p.o.Kind, Limit: p.o.Limit, Spares: p.o.Spares, Queued: m.queue.Len(),
-		Workers: make([]event.Worker, 0, len(m.workers)),
-	}
-	s.State, s.Reason = m.standing()
+// view is the pool as the loop's goroutine sees it.
+type view struct {
+	pool event.Pool
+	rss  []func() int64 // of its workers; nil where there is none to ask
+}
+
+func look(m *machine) view {
+	v := view{pool: event.Pool{Queued: m.queue.Len(), Workers: make([]event.Worker, 0, len(m.workers))}}
+	v.pool.State, v.pool.Reason = m.standing()
 	for _, w := range m.workers {
 		if w.stuck {
-			s.NotEmpty++
+			v.pool.NotEmpty++
 		}
-		view := event.Worker{ID: w.id, State: w.state, Calls: w.calls, Since: w.since}
+		one := event.Worker{ID: w.id, State: w.state, Calls: w.calls, Since: w.born}
+		var rss func() int64
 		if w.state != event.Starting {
-			view.Pid, view.ShimPid = w.info.Pid, w.info.ShimPid
-			view.RSS = w.info.RSS()
+			one.Pid, one.ShimPid = w.info.Pid, w.info.ShimPid
 		}
-		s.Workers = append(s.Workers, view)
+		if w.state != event.Starting && w.state != event.Dying && !w.exited {
+			rss = w.info.RSS
+		}
+		v.pool.Workers = append(v.pool.Workers, one)
+		v.rss = append(v.rss, rss)
 	}
-	p.mu.Lock()
-	s.Tasks = p.tasks
-	p.mu.Unlock()
-	return s
+	return v
 }

@@ -85,7 +85,7 @@ const (
 	ask      action = "ask"       // ask the worker to stop its call
 	stop     action = "stop"      // run the stop sequence on the worker
 	abort    action = "abort"     // give the worker's start up
-	retry    action = "retry"     // send retryNow after effect.after
+	retry    action = "retry"     // report the failed start, send retryNow after effect.after
 	change   action = "change"    // report the worker's new state
 )
 
@@ -110,6 +110,8 @@ const (
 	waitOver   what = "wait-over"   // queue.wait is over
 	cancelled  what = "cancelled"   // its context ended while it ran
 	returned   what = "returned"    // the worker's Do has returned; ok: the worker is sound
+	givenBack  what = "given-back"  // it does not want the worker any more, and has not used it
+	declined   what = "declined"    // the worker turned out to be broken before it was used
 	// of a worker
 	workerStarted what = "worker-started"
 	workerFailed  what = "worker-failed" // to start; ok: nothing is left of it
@@ -164,7 +166,7 @@ type worker struct {
 	calls  int     // calls it has taken
 	exited bool    // its main process is gone
 	stuck  bool    // it is dying, and the last verdict was not empty
-	since  time.Time
+	born   time.Time
 
 	handle  Worker
 	info    Info
@@ -225,7 +227,7 @@ func (m *machine) step(in input) ([]effect, error) {
 	m.effects = m.effects[:0]
 	err := m.apply(in)
 	m.settle(in.now)
-	if in.what == bodyIn && in.call.seat == waiting {
+	if (in.what == bodyIn || in.what == declined) && in.call.seat == waiting {
 		m.do(effect{do: wait, call: in.call, after: m.queueWait})
 	}
 	return m.effects, err
@@ -267,9 +269,28 @@ func (m *machine) apply(in input) error {
 		}
 		w := m.unpair(in.call)
 		if in.ok && !w.exited {
-			m.failures = 0
+			m.failures, m.reason = 0, nil
 			return m.move(w, finished, in.now)
 		}
+		return m.move(w, broke, in.now)
+	case givenBack:
+		if in.call.seat != running {
+			return m.illegal(in)
+		}
+		w := m.unpair(in.call)
+		w.calls--
+		if !w.exited {
+			return m.move(w, finished, in.now)
+		}
+		return m.move(w, broke, in.now)
+	case declined:
+		if in.call.seat != running {
+			return m.illegal(in)
+		}
+		w := m.detach(in.call)
+		w.calls--
+		in.call.seat = waiting
+		in.call.place = m.queue.PushFront(in.call)
 		return m.move(w, broke, in.now)
 	case workerStarted:
 		if err := m.move(in.worker, started, in.now); err != nil || !in.worker.exited {
@@ -277,7 +298,7 @@ func (m *machine) apply(in input) error {
 		}
 		return m.exit(in.worker, in.now)
 	case workerFailed:
-		m.failed(in.err, in.now)
+		m.failed(in.worker, in.err, in.now)
 		if in.ok {
 			return m.move(in.worker, unborn, in.now)
 		}
@@ -321,7 +342,7 @@ var errUnused = errors.New("the worker exited before its first call")
 // exit moves a worker whose main process is gone.
 func (m *machine) exit(w *worker, now time.Time) error {
 	if w.state == event.Idle && w.calls == 0 {
-		m.failed(errUnused, now) // a crash loop, too
+		m.failed(w, errUnused, now) // a crash loop, too
 	}
 	return m.move(w, exited, now)
 }
@@ -424,34 +445,51 @@ func (m *machine) pair(t *ticket, w *worker, now time.Time) {
 
 // unpair ends a call's hold on its worker, and its place.
 func (m *machine) unpair(t *ticket) *worker {
+	w := m.detach(t)
+	m.unseat(t)
+	return w
+}
+
+// detach ends a call's hold on its worker.
+func (m *machine) detach(t *ticket) *worker {
 	w := t.worker
 	w.call, t.worker = nil, nil
-	m.unseat(t)
 	return w
 }
 
 func (m *machine) start(now time.Time) {
 	m.lastID++
-	w := &worker{id: m.lastID, state: event.Starting, since: now}
+	w := &worker{id: m.lastID, state: event.Starting, born: now}
 	m.workers = append(m.workers, w)
 	m.count[event.Starting]++
 	m.do(effect{do: change, worker: w, from: gone})
 	m.do(effect{do: launch, worker: w})
 }
 
-// failed counts a failed start and sets the time of the next.
-func (m *machine) failed(cause error, now time.Time) {
-	if now.Sub(m.lastFailure) > forgetAfter {
-		m.failures = 0
+// failed counts a failed start and sets the time of the next. Workers that were
+// started together and fail one after the other count as one.
+func (m *machine) failed(w *worker, cause error, now time.Time) {
+	if m.phase == shutting {
+		return
 	}
-	m.failures++
-	m.lastFailure, m.reason = now, cause
-	after := maxBackoff
-	if shift := m.failures - 1; shift < 6 {
-		after = min(firstBackoff<<shift, maxBackoff)
+	m.reason = cause
+	if w.born.After(m.lastFailure) {
+		if now.Sub(m.lastFailure) > forgetAfter {
+			m.failures = 0
+		}
+		m.failures++
+		m.lastFailure = now
+		m.retryAt = now.Add(backoff(m.failures))
 	}
-	m.retryAt = now.Add(after)
-	m.do(effect{do: retry, after: after})
+	m.do(effect{do: retry, worker: w, after: max(0, m.retryAt.Sub(now))})
+}
+
+// backoff is how long to wait after n failures in a row.
+func backoff(n int) time.Duration {
+	if shift := n - 1; shift < 6 {
+		return min(firstBackoff<<shift, maxBackoff)
+	}
+	return maxBackoff
 }
 
 // move applies the table.
@@ -474,7 +512,7 @@ func (m *machine) move(w *worker, on trigger, now time.Time) error {
 				delete(m.count, gone)
 				m.workers = without(m.workers, w)
 			}
-			w.state, w.since = row.to, now
+			w.state = row.to
 			m.do(effect{do: change, worker: w, from: from, why: on})
 		}
 		if row.do != nothing {

@@ -235,7 +235,7 @@ func TestAnyOrder(t *testing.T) {
 					t.Skip()
 				}
 				c := rapid.SampledFrom(w.calls).Draw(t, "call")
-				w.ofCall(t, c, rapid.SampledFrom([]what{bodyIn, left, waitOver, cancelled, returned}).Draw(t, "what"))
+				w.ofCall(t, c, rapid.SampledFrom([]what{bodyIn, left, waitOver, cancelled, returned, givenBack, declined}).Draw(t, "what"))
 			},
 			"of a worker": func(t *rapid.T) { w.ofWorker(t, rapid.Bool().Draw(t, "ok")) },
 			"time": func(t *rapid.T) {
@@ -272,7 +272,10 @@ func (w *world) ofCall(t *rapid.T, c *ticket, what what) {
 	case c.seat == receiving && (what == bodyIn || what == left),
 		c.seat == waiting && (what == left || what == waitOver):
 		w.step(t, input{what: what, call: c})
-	case c.seat == running && (what == cancelled || what == returned):
+	case c.seat == running && what == declined:
+		delete(w.owners, c.worker)
+		w.step(t, input{what: what, call: c})
+	case c.seat == running && (what == cancelled || what == returned || what == givenBack):
 		ok := rapid.Bool().Draw(t, "sound")
 		delete(w.owners, c.worker)
 		w.end(t, c, string(what))

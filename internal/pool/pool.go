@@ -45,6 +45,9 @@ type Info struct {
 	Pid, ShimPid int
 	Tasks        []string     // the tasks it serves
 	RSS          func() int64 // bytes
+	// Sound tells of an idle worker whether it can take a call: it costs little
+	// and is asked before each.
+	Sound func() bool
 }
 
 // Launch starts a worker. It returns when the worker is ready for calls. When it
@@ -73,7 +76,7 @@ type Pool struct {
 	base    context.Context // of starts and stops
 	abandon context.CancelFunc
 	inbox   chan input
-	looks   chan chan event.Pool
+	looks   chan chan view
 	done    chan struct{} // closed when the loop has ended
 	funs    sync.WaitGroup
 
@@ -87,7 +90,7 @@ func New(ctx context.Context, o Options) *Pool {
 	base, abandon := context.WithCancel(ctx)
 	p := &Pool{
 		o: o, base: base, abandon: abandon,
-		inbox: make(chan input), looks: make(chan chan event.Pool), done: make(chan struct{}),
+		inbox: make(chan input), looks: make(chan chan view), done: make(chan struct{}),
 	}
 	go p.loop(newMachine(o))
 	return p
@@ -109,17 +112,25 @@ func (p *Pool) Do(ctx context.Context, c *call.Call) error {
 	if a := p.await(t); a.err != nil {
 		return a.err
 	}
-	placed := time.Now()
-	p.o.Emit(event.CallQueued{
-		Call: c.ID, Workload: c.Workload, Task: c.Task, Caller: c.Caller, OnHangup: c.OnHangup, At: placed,
-	})
 	if err := c.Input.Receive(ctx); err != nil {
 		p.post(input{what: left, call: t})
 		p.await(t)
 		return err
 	}
+	for turn := bodyIn; ; turn = declined {
+		w, err := p.turn(ctx, t, turn)
+		if err != nil {
+			return err
+		}
+		if w.info.Sound() {
+			return p.run(ctx, t, w)
+		}
+	}
+}
 
-	p.post(input{what: bodyIn, call: t})
+// turn waits until the call is handed a worker.
+func (p *Pool) turn(ctx context.Context, t *ticket, what what) (*worker, error) {
+	p.post(input{what: what, call: t})
 	var a answer
 	select {
 	case a = <-t.answer:
@@ -127,27 +138,23 @@ func (p *Pool) Do(ctx context.Context, c *call.Call) error {
 		a.err = call.ErrDraining
 	case <-ctx.Done():
 		p.post(input{what: left, call: t})
-		a = p.await(t)
-		if a.worker == nil {
-			return context.Cause(ctx)
+		if a = p.await(t); a.worker == nil {
+			a.err = context.Cause(ctx)
 		}
 	}
-	if a.err != nil {
-		return a.err
-	}
-	return p.run(ctx, t, a.worker, placed)
+	return a.worker, a.err
 }
 
 // run has the call done by the worker it was handed. It ends the pairing in
-// exactly one way: returned or cancelled.
-func (p *Pool) run(ctx context.Context, t *ticket, w *worker, placed time.Time) error {
+// exactly one way: given back, returned or cancelled.
+func (p *Pool) run(ctx context.Context, t *ticket, w *worker) error {
 	c := t.call
 	err := p.checkTask(c) // the tasks may not have been known before
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		p.post(input{what: returned, call: t, ok: true}) // it was never started
+		p.post(input{what: givenBack, call: t})
 		return err
 	}
 
@@ -157,7 +164,7 @@ func (p *Pool) run(ctx context.Context, t *ticket, w *worker, placed time.Time) 
 		defer cancel()
 	}
 	now := time.Now()
-	p.o.Emit(event.CallStarted{Call: c.ID, Workload: c.Workload, Pid: w.info.Pid, Waited: now.Sub(placed), At: now})
+	p.o.Emit(event.CallStarted{Call: c.ID, Workload: c.Workload, Pid: w.info.Pid, Waited: now.Sub(c.At), At: now})
 
 	// The worker is taken out at the very moment the context ends, whatever
 	// Do is busy with.
@@ -175,25 +182,13 @@ func (p *Pool) run(ctx context.Context, t *ticket, w *worker, placed time.Time) 
 		p.cancel(t, err) // the reply found the caller gone first
 		return err
 	}
-	p.post(input{what: returned, call: t, ok: sound(err)})
+	p.post(input{what: returned, call: t, ok: err == nil || errors.Is(err, call.ErrFailed)})
 	return err
 }
 
 func (p *Pool) cancel(t *ticket, cause error) {
 	t.cause, t.decided = cause, time.Now()
 	p.post(input{what: cancelled, call: t})
-}
-
-// sound tells whether a worker can take the next call after this end of one.
-func sound(err error) bool {
-	switch call.Outcome(err) {
-	case event.Done, event.Rejected:
-		return true
-	case event.Failed:
-		return !errors.Is(err, call.ErrLimit)
-	default:
-		return false
-	}
 }
 
 // checkTask refuses a call for a task that the workload does not have. Before
@@ -234,13 +229,23 @@ func (p *Pool) Close(ctx context.Context) error {
 
 // Snapshot tells how the pool stands.
 func (p *Pool) Snapshot() event.Pool {
-	reply := make(chan event.Pool, 1)
+	s := view{pool: event.Pool{State: "down", Reason: "closed"}}
+	reply := make(chan view, 1)
 	select {
 	case p.looks <- reply:
-		return <-reply
+		s = <-reply
 	case <-p.done:
-		return event.Pool{Name: p.o.Name, Kind: p.o.Kind, Limit: p.o.Limit, Spares: p.o.Spares, State: "down", Reason: "closed"}
 	}
+	for i, rss := range s.rss {
+		if rss != nil {
+			s.pool.Workers[i].RSS = rss()
+		}
+	}
+	s.pool.Name, s.pool.Kind, s.pool.Limit, s.pool.Spares = p.o.Name, p.o.Kind, p.o.Limit, p.o.Spares
+	p.mu.Lock()
+	s.pool.Tasks = p.tasks
+	p.mu.Unlock()
+	return s.pool
 }
 
 func (p *Pool) post(in input) {

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -53,7 +55,7 @@ func (f *factory) launch(ctx context.Context, exited func()) (Worker, Info, erro
 	if fails {
 		return w, Info{}, errors.New("no such program")
 	}
-	return w, Info{Pid: n, ShimPid: -n, Tasks: []string{"work"}, RSS: func() int64 { return 1 }}, nil
+	return w, Info{Pid: n, ShimPid: -n, Tasks: []string{"work"}, RSS: func() int64 { return 1 }, Sound: w.sound}, nil
 }
 
 func (f *factory) started() int {
@@ -88,8 +90,15 @@ type fake struct {
 	exited  func()
 	mu      sync.Mutex
 	busy    bool
+	rotten  bool // broke the protocol while idle
 	stops   int
 	inDoubt bool // its call was cancelled and nothing has been proved since
+}
+
+func (w *fake) sound() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.rotten
 }
 
 func (w *fake) Do(ctx context.Context, c *call.Call) error {
@@ -108,8 +117,7 @@ func (w *fake) Do(ctx context.Context, c *call.Call) error {
 	select {
 	case <-time.After(in.takes):
 		if in.ends == nil {
-			_, err := c.Reply.Write([]byte(c.ID))
-			return err
+			return c.Reply.Write(ctx, []byte(c.ID))
 		}
 		return in.ends
 	case <-ctx.Done():
@@ -174,9 +182,14 @@ func (in *fakeInput) ContentType() string { return "" }
 func (in *fakeInput) Size() int64         { return 0 }
 func (in *fakeInput) Reader() io.Reader   { return strings.NewReader("") }
 
-type reply struct{ strings.Builder }
+type reply struct{ body strings.Builder }
 
 func (r *reply) Head(call.Head) error { return nil }
+
+func (r *reply) Write(_ context.Context, p []byte) error {
+	r.body.Write(p)
+	return nil
+}
 
 // pending is a call on its way.
 type pending struct {
@@ -559,8 +572,8 @@ func TestOneOutcome(t *testing.T) {
 				switch {
 				case in.started > 1:
 					t.Errorf("%s was started %d times", id, in.started)
-				case err == nil && r.reply.String() != id:
-					t.Errorf("%s got the reply %q", id, r.reply.String())
+				case err == nil && r.reply.body.String() != id:
+					t.Errorf("%s got the reply %q", id, r.reply.body.String())
 				case call.Outcome(err) == event.Rejected && in.started > 0:
 					t.Errorf("%s was started and then refused: %v", id, err)
 				}
@@ -593,5 +606,92 @@ func TestOneOutcome(t *testing.T) {
 		if n != 1 {
 			t.Errorf("%d records of evidence for %s", n, id)
 		}
+	}
+}
+
+// TestRottenWorker: a worker that broke while it was idle costs the next caller
+// nothing; the call goes to another, before those who came later.
+func TestRottenWorker(t *testing.T) {
+	f := &factory{}
+	pooled(t, f, Options{Limit: 1, Spares: 1, QueueLength: 5}, func(t *testing.T, p *Pool) {
+		for _, w := range f.workers {
+			w.mu.Lock()
+			w.rotten = true
+			w.mu.Unlock()
+		}
+		r := do(p, "a", &fakeInput{})
+		want(t, r, nil)
+		if r.in.started != 1 {
+			t.Errorf("started %d times", r.in.started)
+		}
+		synctest.Wait()
+		if n := f.started(); n != 4 {
+			t.Errorf("%d starts, want one for each that was rotten: 4", n)
+		}
+	})
+	if n := len(of[event.CallStarted](f)); n != 1 {
+		t.Errorf("%d starts of the call were told, want 1", n)
+	}
+}
+
+// TestOneRoundCountsOnce: workers that fail together back off as one.
+func TestOneRoundCountsOnce(t *testing.T) {
+	f := &factory{startTakes: time.Millisecond, startFails: func(n int) bool { return n <= 24 }}
+	pooled(t, f, Options{Limit: 7, Spares: 1}, func(t *testing.T, p *Pool) {
+		time.Sleep(time.Minute)
+	})
+	var rounds []time.Duration
+	for i := range f.starts[1:] {
+		if gap := f.starts[i+1].Sub(f.starts[i]); gap > 0 {
+			rounds = append(rounds, gap.Truncate(100*time.Millisecond))
+		}
+	}
+	if got := fmt.Sprint(rounds); got != "[1s 2s 4s]" {
+		t.Errorf("the rounds came after %s", got)
+	}
+	failed := map[uint64]bool{}
+	for _, e := range of[event.StartFailed](f) {
+		failed[e.Worker] = true
+	}
+	if len(failed) != 24 {
+		t.Errorf("%d workers were named, want 24", len(failed))
+	}
+}
+
+// TestForgottenAtOnce: nothing is kept of a call that left the queue.
+func TestForgottenAtOnce(t *testing.T) {
+	pooled(t, &factory{}, Options{Limit: 1, QueueLength: 100, QueueWait: time.Hour}, func(t *testing.T, p *Pool) {
+		a := do(p, "a", &fakeInput{takes: time.Minute})
+		synctest.Wait()
+		var freed atomic.Int32
+		for range 50 {
+			b := do(p, "b", &fakeInput{})
+			runtime.AddCleanup(b.in, func(n *atomic.Int32) { n.Add(1) }, &freed)
+			synctest.Wait()
+			b.hangUp(call.ErrHungUp)
+			want(t, b, call.ErrHungUp)
+		}
+		for range 10 {
+			runtime.GC()
+		}
+		want(t, a, nil)
+		if n := freed.Load(); n < 45 {
+			t.Errorf("%d of 50 calls were freed; the others hang on a timer", n)
+		}
+	})
+}
+
+// TestShutWhileStarting: a start that is given up is no failure to report.
+func TestShutWhileStarting(t *testing.T) {
+	f := &factory{startTakes: time.Hour}
+	synctest.Test(t, func(t *testing.T) {
+		p := New(t.Context(), Options{Name: "w", Limit: 2, QueueWait: time.Second, StartTimeout: time.Hour, Launch: f.launch, Emit: f.emit})
+		synctest.Wait()
+		if err := p.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	if n := len(of[event.StartFailed](f)); n != 0 {
+		t.Errorf("%d failures were reported", n)
 	}
 }

@@ -75,20 +75,30 @@ func look(pid int) (Process, bool) {
 	return p, true
 }
 
-// StartedSince counts the processes of the tree that may have started at or
-// after a time. The kernel tells start times in ticks, so one that started just
-// before may count, too; none that started after it is missed while it lives.
-func (t *Tree) StartedSince(at time.Time) (int, error) {
+// SinceBoot returns the time since boot, suspended or not. It is the clock by
+// which the kernel notes when a process was started.
+func SinceBoot() time.Duration {
 	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return 0, fmt.Errorf("cannot tell the time since boot: %w", err)
-	}
-	since := int64((time.Duration(now.Nano()) - time.Since(at)) / tick)
-	n := 0
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) // cannot fail: every Linux that has pidfds has it
+	return time.Duration(now.Nano())
+}
+
+// StartedSince counts the processes of the tree that may have started at boot, a
+// time by [SinceBoot], or after it. The kernel tells start times in ticks, so one
+// that started just before may count, too; none that started after it is missed
+// while it lives. It fails when the main process cannot be seen: it has ended, or
+// nothing can be said of the others either.
+func (t *Tree) StartedSince(boot time.Duration) (int, error) {
+	since := int64(boot / tick)
+	n, seen := 0, false
 	for _, p := range Look(t.ShimPid()) {
+		seen = seen || p.Pid == t.pid
 		if p.Pid != t.ShimPid() && p.Started >= since {
 			n++
 		}
+	}
+	if !seen {
+		return 0, fmt.Errorf("cannot see process %d of the tree", t.pid)
 	}
 	return n, nil
 }

@@ -152,6 +152,12 @@ type Spec struct {
 	// NewPrivileges lets setuid programs work. A tree that uses it may hold
 	// processes that the shim is not allowed to kill.
 	NewPrivileges bool
+	// MaxFiles is how many descriptors each process of the tree may have open:
+	// RLIMIT_NOFILE, soft and hard. It only lowers: where the server's own hard
+	// limit is less, that holds. 0 leaves both as the server was started with.
+	// The limit is set just after the program has begun, and before Start
+	// returns. A set-user-ID program cannot be given one by an ordinary user.
+	MaxFiles int
 }
 
 // Start starts a tree, under a shim from the stock if there is one. When ctx ends
@@ -346,6 +352,8 @@ func startError(m reap.StartFailed, path, dir string) error {
 		return fmt.Errorf("its directory %s: %w", dir, m.Errno)
 	case m.Stage == reap.StagePrivileges:
 		return fmt.Errorf("cannot set no_new_privs: %w", m.Errno)
+	case m.Stage == reap.StageFiles:
+		return fmt.Errorf("cannot set its limit of open files: %w", m.Errno)
 	case m.Stage == reap.StageOrder:
 		return errors.New("its shim still holds another tree")
 	case m.Errno == syscall.ENOENT && exists(path, dir):

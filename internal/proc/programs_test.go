@@ -21,6 +21,7 @@ func init() {
 	switch os.Geteuid() {
 	case 0, begrudgerUID:
 		proctest.Program("begrudger", begrudger)
+		proctest.Program("begrudger-limited", begrudgerLimited)
 	default:
 		proctest.Program("forker", forker)
 	}
@@ -112,6 +113,21 @@ func begrudger(args []string) {
 		fmt.Println(tree.Pid())
 	}
 	must(host.Close())
+}
+
+// begrudgerLimited is a server whose worker is a setuid program, to which its shim
+// may give no limits.
+//
+//	args: shim, program…
+func begrudgerLimited(args []string) {
+	host, err := proc.Open(proc.Options{Shim: args[0]})
+	must(err)
+	_, err = host.Start(context.Background(), proc.Spec{Argv: args[1:], Env: proctest.Env(), NewPrivileges: true, MaxFiles: 100})
+	fmt.Println(err)
+	next, err := host.Start(context.Background(), proc.Spec{Argv: []string{"sh", "-c", "exit 6"}, Env: proctest.Env(), MaxFiles: 100})
+	must(err)
+	fmt.Println(next.Status().Exit, next.Wait(context.Background()).Proof)
+	fmt.Println(host.Close())
 }
 
 // ten is a tree of ten processes.

@@ -100,7 +100,7 @@ func (s *shim) end() {
 func (s *shim) start(t *Tree, path string, spec Spec) error {
 	order := reap.Start{
 		Path: path, Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir,
-		NewPrivileges: spec.NewPrivileges, Files: len(spec.Files),
+		NewPrivileges: spec.NewPrivileges, Nofile: max(spec.MaxFiles, 0), Files: len(spec.Files),
 	}
 	files := make([]int, len(spec.Files))
 	for i, file := range spec.Files {
@@ -204,6 +204,12 @@ func (s *shim) report(m reap.Message) bool {
 			s.kill()
 		}
 	case reap.StartFailed:
+		if m.Stage == reap.StageFiles { // it runs, and is being ended
+			t.stop()
+			s.await()
+			t.started <- m
+			return true
+		}
 		kept := s.release()
 		t.started <- m
 		return kept

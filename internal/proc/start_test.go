@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -172,6 +174,86 @@ func TestDescriptors(t *testing.T) {
 	}
 }
 
+// A worker is held to its limit of open files, soft and hard, from the time that
+// Start has returned; without one it has what any child of the server has.
+func TestMaxFiles(t *testing.T) {
+	host := open(t)
+	const ask = "read go; ulimit -Sn; ulimit -Hn"
+	own, err := exec.Command("sh", "-c", "ulimit -Sn; ulimit -Hn").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var server unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &server); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name, script string
+		most         int
+		want         string
+	}{
+		{"none", ask, 0, string(own)},
+		{"a limit", ask, 100, "100\n100\n"},
+		{"another one, under the same shim", ask, 200, "200\n200\n"},
+		{"none again", ask, 0, string(own)},
+		{"more than the server may have", ask, math.MaxInt, fmt.Sprintf("%[1]d\n%[1]d\n", server.Max)},
+		{"a child's", "read go; setsid sh -c 'ulimit -Sn; ulimit -Hn'", 100, "100\n100\n"},
+		{"one too many", "read go; exec 8</dev/null && echo 8; exec 9</dev/null && echo 9", 9, "8\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in, out, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer in.Close()
+			defer out.Close()
+			result := filepath.Join(t.TempDir(), "result")
+			file, err := os.Create(result)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer file.Close()
+			spec := sh(test.script)
+			spec.Files, spec.MaxFiles = []*os.File{in, file, nil}, test.most
+			tree := start(t, host, spec)
+			fmt.Fprintln(out)
+			ended(t, tree)
+			if got, err := os.ReadFile(result); err != nil || string(got) != test.want {
+				t.Errorf("the worker says %q (%v), want %q", got, err, test.want)
+			}
+		})
+	}
+}
+
+// One that has ended before it could be limited was started all the same.
+func TestMaxFilesOfShortLife(t *testing.T) {
+	host := open(t)
+	for range 100 {
+		tree := start(t, host, proc.Spec{Argv: []string{"true"}, Env: proctest.Env(), MaxFiles: 100})
+		ended(t, tree)
+		if status := tree.Status(); status.Exit != 0 || status.Signal != 0 {
+			t.Fatalf("status %+v, want exit 0", status)
+		}
+	}
+}
+
+// A worker that cannot be limited is not left running: the start fails.
+func TestMaxFilesRefused(t *testing.T) {
+	s := begrudge(t, "begrudger-limited", "sleep", "1000")
+	for _, want := range []string{
+		"cannot start " + s.cmd.Args[len(s.cmd.Args)-2] + ": cannot set its limit of open files: operation not permitted",
+		"6 ECHILD", // the next start
+		"<nil>",    // Close, which leaves no tree behind
+	} {
+		if got := s.line(); got != want {
+			t.Errorf("%s\n want %s", got, want)
+		}
+	}
+	if err := s.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
 // However the server treats its signals, a program begins with all of them open
 // and on their defaults, in a session of its own, and without new privileges.
 func TestProgramBeginsClean(t *testing.T) {
@@ -249,7 +331,7 @@ func TestOpenRefusesOthers(t *testing.T) {
 	proctest.Check(t)
 	const remedy = ": reinstall hangup and hangup-shim together"
 	for _, test := range []struct{ name, path, want string }{
-		{"another build", other, "cannot use " + other + ": it speaks version 1 (build \"other\"), want 1 (build \"dev\")" + remedy},
+		{"another build", other, "cannot use " + other + ": it speaks version 2 (build \"other\"), want 2 (build \"dev\")" + remedy},
 		{"another program", "/bin/true", "cannot use /bin/true: it did not greet as hangup-shim does (EOF)" + remedy},
 		{"no program", "/no/such", "cannot open /no/such: no such file or directory"},
 	} {

@@ -228,15 +228,16 @@ func TestStoppedServerKeepsTrees(t *testing.T) {
 	s.cmd.Wait()
 }
 
-// What cannot be killed is named after two seconds, and not given up. Here it is a
-// worker that has become root, below a shim that is not.
-func TestVerdictNotEmpty(t *testing.T) {
+// begrudge starts the program registered by that name as an ordinary user, with
+// the shim and a command as its arguments: a copy of program that is setuid root.
+func begrudge(t *testing.T, name, program string, args ...string) *served {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can make a setuid program")
 	}
-	setpriv, err := exec.LookPath("setpriv")
+	original, err := exec.LookPath(program)
 	if err != nil {
-		t.Skip("no setpriv program")
+		t.Skipf("no %s program", program)
 	}
 	shim := proctest.Shim(t)
 	proctest.Check(t)
@@ -244,24 +245,15 @@ func TestVerdictNotEmpty(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
-	program, err := os.ReadFile(setpriv)
-	if err != nil {
-		t.Fatal(err)
-	}
-	setuid := filepath.Join(dir, "setpriv")
-	for _, err := range []error{os.Chmod(dir, 0o755), os.WriteFile(setuid, program, 0o755), os.Chmod(setuid, 0o755|os.ModeSetuid)} {
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	setuid, self := filepath.Join(dir, program), filepath.Join(dir, "test") // where the user can reach them
+	argv, env := proctest.Command(name, append([]string{shim, setuid}, args...)...)
+	for _, err := range []error{
+		os.Chmod(dir, 0o755), duplicate(setuid, original), os.Chmod(setuid, 0o755|os.ModeSetuid), duplicate(self, argv[0]),
+	} {
 		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	argv, env := proctest.Command("begrudger", shim, setuid, "--reuid=0", "--clear-groups", "sleep", "1000")
-	self := filepath.Join(dir, "test") // where the user can reach it
-	if program, err = os.ReadFile(argv[0]); err == nil {
-		err = os.WriteFile(self, program, 0o755)
-	}
-	if err != nil {
-		t.Fatal(err)
 	}
 	cmd := exec.Command(self, argv[1:]...)
 	cmd.Env, cmd.Stderr = env, os.Stderr
@@ -279,7 +271,21 @@ func TestVerdictNotEmpty(t *testing.T) {
 			cmd.Wait()
 		}
 	})
-	s := &served{t: t, cmd: cmd, stdout: bufio.NewScanner(stdout)}
+	return &served{t: t, cmd: cmd, stdout: bufio.NewScanner(stdout)}
+}
+
+func duplicate(to, from string) error {
+	program, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, program, 0o755)
+}
+
+// What cannot be killed is named after two seconds, and not given up. Here it is a
+// worker that has become root, below a shim that is not.
+func TestVerdictNotEmpty(t *testing.T) {
+	s := begrudge(t, "begrudger", "setpriv", "--reuid=0", "--clear-groups", "sleep", "1000")
 	verdict := s.line()
 	pid, err := strconv.Atoi(s.line())
 	if err != nil {
@@ -295,7 +301,7 @@ func TestVerdictNotEmpty(t *testing.T) {
 		t.Errorf("then %s\n want %s", verdict, want)
 	}
 	s.line()
-	if err := cmd.Wait(); err != nil {
+	if err := s.cmd.Wait(); err != nil {
 		t.Error(err)
 	}
 }

@@ -24,6 +24,7 @@ type (
 		Argv, Env     []string // as execve takes them
 		Dir           string   // "" is the shim's own
 		NewPrivileges bool     // false sets no_new_privs
+		Nofile        int      // RLIMIT_NOFILE, soft and hard; no more than the hard one of the shim; 0: as it is
 		Files         int      // how many descriptors travel with it
 	}
 	// Signal asks for a signal to the main process, and to nobody else.
@@ -44,7 +45,9 @@ type (
 	}
 	// Started answers a Start.
 	Started struct{ Pid int }
-	// StartFailed answers a Start; nothing was left behind.
+	// StartFailed answers a Start; nothing was left behind. After StageFiles
+	// that is yet to come: the program runs, its tree is being ended, and Exited
+	// and Empty follow as after a Kill.
 	StartFailed struct {
 		Stage Stage
 		Errno syscall.Errno
@@ -75,6 +78,7 @@ const (
 	StageDir                         // the directory cannot be entered
 	StagePrivileges                  // no_new_privs cannot be set
 	StageExec                        // fork or exec
+	StageFiles                       // the limit of open files cannot be set
 )
 
 // Survivor is a process that would not die.
@@ -117,6 +121,7 @@ func (m Start) append(b []byte) []byte {
 	b = appendStrings(b, m.Env)
 	b = appendString(b, m.Dir)
 	b = appendBool(b, m.NewPrivileges)
+	b = appendInt(b, m.Nofile)
 	return appendInt(b, m.Files)
 }
 
@@ -167,7 +172,10 @@ func decode(frame []byte) (Message, error) {
 	var m Message
 	switch frame[0] {
 	case kindStart:
-		m = Start{Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(), NewPrivileges: d.int() != 0, Files: d.int()}
+		m = Start{
+			Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(),
+			NewPrivileges: d.int() != 0, Nofile: d.int(), Files: d.int(),
+		}
 	case kindSignal:
 		m = Signal{syscall.Signal(d.int())}
 	case kindKill:

@@ -27,7 +27,7 @@ import "time"
 
 // ProtocolVersion is the version of the messages in this package. It changes
 // with any change of their form or meaning.
-const ProtocolVersion = 1
+const ProtocolVersion = 2
 
 // Build names the build that a program belongs to. The linker sets it in the
 // server and in hangup-shim alike; the two refuse each other when it differs.

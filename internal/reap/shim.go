@@ -197,8 +197,28 @@ func (s *shim) start(m Start, files []int) {
 	answer := <-done
 	if started, ok := answer.(Started); ok {
 		s.main = started.Pid
+		if err := limitFiles(s.main, m.Nofile); err != nil {
+			answer = failed(StageFiles, err)
+			s.beginStop()
+		}
 	}
 	s.conn.Send(answer)
+}
+
+// limitFiles sets RLIMIT_NOFILE of the main process, which has not been reaped.
+// ForkExec gives the child the limit that this process was started with, and a
+// process without privileges cannot raise its own again after a start; so the
+// limit comes from outside, and a moment after the exec.
+func limitFiles(pid, most int) error {
+	if most == 0 {
+		return nil
+	}
+	var now unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &now); err != nil {
+		return err
+	}
+	limit := min(uint64(most), now.Max)
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit}, nil)
 }
 
 // start starts the worker. It leaves its thread marked, with the privileges and

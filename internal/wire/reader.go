@@ -50,6 +50,9 @@ func (r *Reader) Next() (Frame, error) {
 	}
 }
 
+// Buffered is how many bytes have been read and not been returned.
+func (r *Reader) Buffered() int { return r.end - r.start }
+
 // fill reads once, towards a frame of need bytes.
 func (r *Reader) fill(need int) error {
 	r.makeRoom(need)

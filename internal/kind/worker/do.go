@@ -1,17 +1,20 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
 	"example.com/hangup/internal/call"
 	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -26,33 +29,51 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	w.talk.Lock()
 	defer w.talk.Unlock()
 	w.seq++
-	w.began = time.Now()
+	w.idle = false
+	w.began = proc.SinceBoot()
 	w.output.Begin(c.ID)
 	release := w.interruptible(ctx)
 
-	sent := w.send(c)
-	err := w.receive(c)
+	sent := w.send(ctx, c)
+	err := w.receive(ctx, c)
 	if err != nil && !errors.Is(err, call.ErrFailed) {
 		// The worker will take nothing more.
 		w.requests.SetWriteDeadline(past)
 	}
-	if werr := <-sent; err == nil && werr != nil {
-		err = fmt.Errorf("%w: it replied and did not take the rest of the input: %v", call.ErrBadWorker, werr)
+	var input *inputError
+	switch unsent := <-sent; {
+	case errors.As(unsent, &input):
+		err = input
+	case unsent != nil && err == nil:
+		err = fmt.Errorf("%w: it replied and did not take the rest of the input: %v", call.ErrBadWorker, unsent)
 	}
 	w.requests.SetWriteDeadline(time.Time{}) // where the caller had gone, the worker may yet be asked to stop
 	release()
 	w.output.End()
-	if ctx.Err() != nil && call.Outcome(err) != event.Done {
+	w.idle = err == nil || errors.Is(err, call.ErrFailed)
+	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
 	}
 	return err
 }
 
+// inputError says that the input could not be read back.
+type inputError struct{ err error }
+
+func (e *inputError) Error() string { return "cannot read the input back: " + e.err.Error() }
+
 // send writes the call to the worker. A call that fits into the pipe is written
 // before send returns; a larger one by a goroutine of its own, since a worker
 // may reply before it has taken in everything. The channel tells how it went.
-func (w *Worker) send(c *call.Call) <-chan error {
+// When it went wrong, the worker has exitWait to say or show why.
+func (w *Worker) send(ctx context.Context, c *call.Call) <-chan error {
 	done := make(chan error, 1)
+	sent := func(err error) {
+		if err != nil {
+			w.readUntil(ctx, exitWait)
+		}
+		done <- err
+	}
 	task := c.Task
 	if task == "" {
 		task = w.tasks[0]
@@ -61,25 +82,26 @@ func (w *Worker) send(c *call.Call) <-chan error {
 	head, err := wire.AppendHead(nil,
 		wire.KeyCall, c.ID, wire.KeyTask, task, wire.KeyContentType, c.Input.ContentType(),
 		wire.KeySize, strconv.FormatInt(size, 10), wire.KeyTraceparent, c.Traceparent)
-	if err != nil {
-		done <- err
-		return done
+	switch {
+	case err != nil:
+		sent(&inputError{err})
+	case int64(wire.HeaderSize+len(head))+size <= small:
+		sent(w.sendSmall(head, int(size), c.Input.Reader()))
+	default:
+		go func() { sent(w.sendLarge(head, c.Input.Reader())) }()
 	}
-	in := c.Input.Reader()
-	if int64(wire.HeaderSize+len(head))+size <= small {
-		n := len(head) + int(size)
-		w.buf = append(wire.AppendHeader(w.buf[:0], wire.TypeExecute, wire.FlagEnd, w.seq, n), head...)
-		at := len(w.buf)
-		w.buf = append(w.buf, make([]byte, size)...)
-		if _, err := io.ReadFull(in, w.buf[at:]); err != nil {
-			done <- err
-			return done
-		}
-		done <- w.write(w.buf)
-		return done
-	}
-	go func() { done <- w.sendLarge(head, in) }()
 	return done
+}
+
+// sendSmall writes the call in one frame.
+func (w *Worker) sendSmall(head []byte, size int, in io.Reader) error {
+	w.buf = append(wire.AppendHeader(w.buf[:0], wire.TypeExecute, wire.FlagEnd, w.seq, len(head)+size), head...)
+	at := len(w.buf)
+	w.buf = slices.Grow(w.buf, size)[:at+size]
+	if _, err := io.ReadFull(in, w.buf[at:]); err != nil {
+		return &inputError{err}
+	}
+	return w.write(w.buf)
 }
 
 // sendLarge writes the call in parts.
@@ -96,7 +118,7 @@ func (w *Worker) sendLarge(head []byte, in io.Reader) error {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 			flags = wire.FlagEnd
 		case err != nil:
-			return err
+			return &inputError{err}
 		}
 		wire.AppendHeader(part[:0], wire.TypeChunk, flags, w.seq, n)
 		frame = part[:wire.HeaderSize+n]
@@ -116,7 +138,7 @@ func (w *Worker) write(frames []byte) error {
 }
 
 // receive passes the worker's reply on. It returns when the call has ended.
-func (w *Worker) receive(c *call.Call) error {
+func (w *Worker) receive(ctx context.Context, c *call.Call) error {
 	begun, total, size := false, int64(0), int64(-1)
 	for {
 		frame, err := w.frames.Next()
@@ -153,7 +175,7 @@ func (w *Worker) receive(c *call.Call) error {
 			return fmt.Errorf("%w: a result of %d bytes or more that was to have %d", call.ErrBadWorker, total, size)
 		}
 		if len(body) > 0 {
-			if _, err := c.Reply.Write(body); err != nil {
+			if err := c.Reply.Write(ctx, body); err != nil {
 				return err
 			}
 		}
@@ -171,16 +193,17 @@ func beginReply(c *call.Call, frame wire.Frame) (body []byte, size int64, err er
 		return nil, 0, fmt.Errorf("%w: %v", call.ErrBadWorker, err)
 	}
 	size = -1
-	if frame.End() {
-		size = int64(len(body))
-	} else if said := head.Get(wire.KeySize); said != "" {
+	if said := head.Get(wire.KeySize); said != "" {
 		n, err := strconv.ParseUint(said, 10, 63)
 		if err != nil {
 			return nil, 0, fmt.Errorf("%w: a result of the size %q", call.ErrBadWorker, said)
 		}
 		size = int64(n)
+	} else if frame.End() {
+		size = int64(len(body))
 	}
-	return body, size, c.Reply.Head(call.Head{ContentType: head.Get(wire.KeyContentType), Size: size})
+	contentType := cmp.Or(head.Get(wire.KeyContentType), "application/octet-stream")
+	return body, size, c.Reply.Head(call.Head{ContentType: contentType, Size: size})
 }
 
 // failure is what the work says of its own failing.
@@ -198,20 +221,28 @@ func (w *Worker) lost(err error) error {
 	if errors.As(err, &format) {
 		return fmt.Errorf("%w: %v", call.ErrBadWorker, err)
 	}
-	wait := time.NewTimer(exitWait)
-	defer wait.Stop()
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		wait.Reset(0) // the call was ended from this side, or the tree is gone
+	if !errors.Is(err, os.ErrDeadlineExceeded) { // else its time is over
+		exit := time.NewTimer(exitWait)
+		defer exit.Stop()
+		select {
+		case <-w.tree.Exited():
+		case <-exit.C:
+		}
 	}
 	select {
 	case <-w.tree.Exited():
-		status := w.tree.Status()
-		died := &call.DiedError{Exit: status.Exit, Tail: w.output.Tail()}
-		if status.Exit < 0 {
-			died.Signal = unix.SignalName(status.Signal)
-		}
-		return died
-	case <-wait.C:
+		return w.died()
+	default:
 		return fmt.Errorf("%w: it closed its end and runs on", call.ErrBadWorker)
 	}
+}
+
+// died says how the main process ended.
+func (w *Worker) died() error {
+	status := w.tree.Status()
+	died := &call.DiedError{Exit: status.Exit, Tail: w.output.Tail()}
+	if status.Exit < 0 {
+		died.Signal = unix.SignalName(status.Signal)
+	}
+	return died
 }

@@ -23,6 +23,7 @@ import (
 	"example.com/hangup/internal/kind"
 	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/wire"
+	"golang.org/x/sys/unix"
 )
 
 // exitWait is how long a worker that closed its end of the protocol has to exit
@@ -52,13 +53,16 @@ type Worker struct {
 	output   *kind.Output
 	tasks    []string
 
-	talk  sync.Mutex // held by whoever uses the pipes
-	seq   uint64     // the number of the newest call
-	began time.Time  // when it was sent
-	cut   bool       // a frame was written in part: nothing more can be said
-	buf   []byte
+	talk   sync.Mutex    // held by whoever uses the pipes; guards the rest
+	seq    uint64        // the number of the newest call
+	began  time.Duration // when it was sent, by proc.SinceBoot
+	idle   bool          // it is ready, and its last call has ended in full
+	cut    bool          // a frame was written in part: nothing more can be said
+	closed bool          // the pipes are
+	buf    []byte
+	polled []unix.PollFd // the pipes, for Sound
 
-	stopped bool // the stop sequence has run
+	stopped bool // the stop sequence has run; Stop's own
 }
 
 // Start starts a worker and returns when it has said that it is ready. It calls
@@ -71,7 +75,11 @@ func Start(ctx context.Context, o Options, exited func()) (*Worker, error) {
 		return nil, err
 	}
 	go w.watch(exited)
-	return w, w.handshake(ctx)
+	err := w.handshake(ctx)
+	w.talk.Lock()
+	w.idle = err == nil
+	w.talk.Unlock()
+	return w, err
 }
 
 // watch ends with the worker's tree.
@@ -115,7 +123,7 @@ func (w *Worker) spawn(ctx context.Context) error {
 	}
 	w.tree, err = w.o.Host.Start(ctx, proc.Spec{
 		Argv: w.o.Workload.Command, Env: kind.Environ(w.o.Workload, extra...), Dir: w.o.Workload.Dir,
-		Files: theirs, NewPrivileges: w.o.Workload.NewPrivileges,
+		Files: theirs, MaxFiles: w.o.Workload.Limits.Files, NewPrivileges: w.o.Workload.NewPrivileges,
 	})
 	if err != nil {
 		return fail(err)
@@ -123,7 +131,17 @@ func (w *Worker) spawn(ctx context.Context) error {
 	w.output = output
 	w.output.Start(w.tree.Pid())
 	w.frames = wire.NewReader(w.replies)
+	w.polled = []unix.PollFd{{Fd: number(w.requests)}, {Fd: number(w.replies), Events: unix.POLLIN}}
 	return nil
+}
+
+// number is a file's descriptor, good as long as the file is open.
+func number(f *os.File) int32 {
+	fd := int32(-1) // which poll passes over
+	if raw, err := f.SyscallConn(); err == nil {
+		raw.Control(func(n uintptr) { fd = int32(n) })
+	}
+	return fd
 }
 
 // handshake waits for the worker's first frame and checks what it says.
@@ -154,6 +172,10 @@ func (w *Worker) handshake(ctx context.Context) error {
 	if len(ready.Tasks) == 0 || slices.Contains(ready.Tasks, "") {
 		return w.notReady("it serves no task, or one without a name")
 	}
+	slices.Sort(ready.Tasks)
+	if len(slices.Compact(slices.Clone(ready.Tasks))) != len(ready.Tasks) {
+		return w.notReady("it serves a task twice")
+	}
 	w.tasks = ready.Tasks
 	return nil
 }
@@ -178,6 +200,18 @@ func (w *Worker) Tasks() []string { return w.tasks }
 
 // RSS is the resident memory of the main process in bytes.
 func (w *Worker) RSS() int64 { return proc.RSS(w.tree.Pid()) }
+
+// Sound tells whether an idle worker can take a call: it has said nothing since
+// the last one, and has not closed its end of either pipe.
+func (w *Worker) Sound() bool {
+	w.talk.Lock()
+	defer w.talk.Unlock()
+	if w.closed || w.frames.Buffered() > 0 {
+		return false
+	}
+	n, err := unix.Poll(w.polled, 0)
+	return n == 0 && err == nil
+}
 
 // past is a deadline that ends any read or write at once.
 var past = time.Unix(1, 0)
@@ -215,15 +249,25 @@ func (w *Worker) Cancel(ctx context.Context) error {
 		if err := w.write(wire.Append(w.buf[:0], wire.Frame{Type: wire.TypeCancel, ID: w.seq})); err != nil {
 			return err
 		}
-		w.replies.SetReadDeadline(time.Now().Add(cancelAgain))
-		switch err := w.acknowledgement(); {
-		case errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil:
-		case err != nil:
-			return err
-		default:
+		w.readUntil(ctx, cancelAgain)
+		err := w.acknowledgement()
+		if err == nil {
 			w.replies.SetReadDeadline(time.Time{})
+			w.idle = true
 			return w.unchanged()
 		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// readUntil bounds the time of what is read next. The end of ctx still comes
+// first, whenever it comes.
+func (w *Worker) readUntil(ctx context.Context, d time.Duration) {
+	w.replies.SetReadDeadline(time.Now().Add(d))
+	if ctx.Err() != nil {
+		w.replies.SetReadDeadline(past)
 	}
 }
 
@@ -256,24 +300,46 @@ func (w *Worker) unchanged() error {
 }
 
 // Stop runs the stop sequence, or waits on if it has run, and returns the
-// verdict on the tree.
+// verdict on the tree. A worker that is idle is told to exit, by the protocol;
+// one that is not gets the signal.
 func (w *Worker) Stop(ctx context.Context, decided time.Time) event.Stop {
 	var steps []event.Step
 	if !w.stopped {
 		w.stopped = true
-		steps = kind.Sequence(w.tree, w.o.Workload.Stop, decided)
+		stop := w.o.Workload.Stop
+		name, ask := "signal", func() error { return w.tree.Signal(stop.Signal) }
+		if w.shutdown() {
+			name, ask = "shutdown", func() error { return nil }
+		}
+		steps = kind.Sequence(w.tree, name, ask, stop.Grace, decided)
 	}
-	verdict := w.tree.Wait(ctx)
+	verdict := kind.Verdict(w.tree.Wait(ctx), steps, decided)
 	if verdict.Empty {
-		w.talk.Lock() // a Do that is just returning
-		w.closePipes()
-		w.talk.Unlock()
-		w.output.Close()
+		w.close()
 	}
-	return kind.Verdict(verdict, steps, decided)
+	return verdict
+}
+
+// shutdown tells an idle worker to exit.
+func (w *Worker) shutdown() bool {
+	if !w.talk.TryLock() {
+		return false // a call is just being left
+	}
+	defer w.talk.Unlock()
+	return w.idle && w.write(wire.Append(w.buf[:0], wire.Frame{Type: wire.TypeShutdown})) == nil
+}
+
+// close lets go of what the tree leaves behind. A Do that is returning is waited
+// for.
+func (w *Worker) close() {
+	w.talk.Lock()
+	w.closePipes()
+	w.talk.Unlock()
+	w.output.Close()
 }
 
 func (w *Worker) closePipes() {
+	w.closed = true
 	for _, f := range []*os.File{w.requests, w.replies} {
 		if f != nil {
 			f.Close()

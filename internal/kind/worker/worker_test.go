@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"example.com/hangup/internal/call"
@@ -26,12 +27,20 @@ import (
 func TestMain(m *testing.M) { proctest.Main(m) }
 
 // input is a whole body, already received.
-type input struct{ data []byte }
+type input struct {
+	data []byte
+	bad  bool // it cannot be read back
+}
 
 func (in input) Receive(context.Context) error { return nil }
 func (in input) ContentType() string           { return "text/plain" }
 func (in input) Size() int64                   { return int64(len(in.data)) }
-func (in input) Reader() io.Reader             { return bytes.NewReader(in.data) }
+func (in input) Reader() io.Reader {
+	if in.bad {
+		return iotest.ErrReader(errors.New("input/output error"))
+	}
+	return bytes.NewReader(in.data)
+}
 
 // reply keeps what a worker replied.
 type reply struct {
@@ -39,15 +48,18 @@ type reply struct {
 	heads int
 	body  bytes.Buffer
 	fail  error // of Write
+	stall bool  // it is not read
 }
 
 func (r *reply) Head(h call.Head) error { r.head = h; r.heads++; return nil }
 
-func (r *reply) Write(p []byte) (int, error) {
-	if r.fail != nil {
-		return 0, r.fail
+func (r *reply) Write(ctx context.Context, p []byte) error {
+	if r.stall {
+		<-ctx.Done()
+		return context.Cause(ctx)
 	}
-	return r.body.Write(p)
+	r.body.Write(p)
+	return r.fail
 }
 
 // events keeps what was emitted.
@@ -148,11 +160,12 @@ func (b *bench) do(ctx context.Context, in string) (*reply, error) {
 }
 
 func (b *bench) call(in string, r *reply) *call.Call {
-	return &call.Call{ID: "call-" + in[:min(len(in), 20)], Input: input{[]byte(in)}, Reply: r, Emit: b.events.sink}
+	return &call.Call{ID: "call-" + in[:min(len(in), 20)], Input: input{data: []byte(in)}, Reply: r, Emit: b.events.sink}
 }
 
 // peer is a worker by hand, that does to its first call what it was told to.
 type peer struct {
+	file   *os.File
 	in     *wire.Reader
 	out    *os.File
 	id     uint64
@@ -163,7 +176,8 @@ type peer struct {
 func init() { proctest.Program("peer", servePeer) }
 
 func servePeer(args []string) {
-	p := &peer{in: wire.NewReader(os.NewFile(3, "in")), out: os.NewFile(4, "out"), behave: args[0]}
+	p := &peer{file: os.NewFile(3, "in"), out: os.NewFile(4, "out"), behave: args[0]}
+	p.in = wire.NewReader(p.file)
 	switch p.behave {
 	case "never ready":
 		select {}
@@ -180,11 +194,18 @@ func servePeer(args []string) {
 	case "serves nothing":
 		p.send(wire.TypeReady, 0, `{"protocol":1,"sdk":"test","tasks":[]}`)
 		select {}
+	case "serves a task twice":
+		p.send(wire.TypeReady, 0, `{"protocol":1,"sdk":"test","tasks":["a","b","a"]}`)
+		select {}
 	case "greets with noise":
 		p.out.WriteString("SyntaxError: invalid syntax, on a line longer than a header\n")
 		select {}
 	}
 	p.send(wire.TypeReady, 0, `{"protocol":1,"sdk":"test","tasks":["work"]}`)
+	if p.behave == "never reads" {
+		p.file.Close()
+		select {}
+	}
 	for p.next() {
 		p.answer()
 	}
@@ -251,6 +272,19 @@ func (p *peer) answer() {
 	case "answers another call":
 		p.id++
 		p.send(wire.TypeResult, wire.FlagEnd, whole)
+	case "says a wrong size":
+		p.send(wire.TypeResult, wire.FlagEnd, head("size", "99")+"abc")
+	case "replies twice":
+		p.send(wire.TypeResult, wire.FlagEnd, whole)
+		p.send(wire.TypeResult, wire.FlagEnd, whole)
+	case "closes afterwards":
+		p.send(wire.TypeResult, wire.FlagEnd, whole)
+		p.out.Close()
+		select {}
+	case "closes its input afterwards":
+		p.send(wire.TypeResult, wire.FlagEnd, whole)
+		p.file.Close()
+		select {}
 	case "sends a part first":
 		p.send(wire.TypeChunk, wire.FlagEnd, "x")
 	case "is ready again":
@@ -361,6 +395,7 @@ func TestBreaches(t *testing.T) {
 		{"announces 4 GiB", call.ErrBadWorker, "4294967295"},
 		{"breaks off", call.ErrDied, "code 0"},
 		{"answers another call", call.ErrBadWorker, "call 2"},
+		{"says a wrong size", call.ErrBadWorker, "99"},
 		{"sends a part first", call.ErrBadWorker, "CHUNK"},
 		{"is ready again", call.ErrBadWorker, "READY"},
 		{"tells no JSON", call.ErrBadWorker, "progress"},
@@ -390,6 +425,7 @@ func TestStartFailures(t *testing.T) {
 		{"speaks version 2", `"test/2" speaks worker protocol 2, this server 1`},
 		{"is not ready", "PROGRESS"},
 		{"serves nothing", "no task"},
+		{"serves a task twice", "twice"},
 		{"greets with noise", "protocol"},
 	} {
 		t.Run(test.behave, func(t *testing.T) {
@@ -472,6 +508,78 @@ func TestRepliesBeforeItReads(t *testing.T) {
 		if _, err := b.do(t.Context(), strings.Repeat("x", 3<<20)); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestSound: what a worker does wrong behind its last call is found out before the
+// next one is sent.
+func TestSound(t *testing.T) {
+	for _, behave := range []string{"replies twice", "closes afterwards", "closes its input afterwards"} {
+		t.Run(behave, func(t *testing.T) {
+			b := up(t, "peer", behave)
+			if !b.Sound() {
+				t.Error("not sound from the start")
+			}
+			if _, err := b.do(t.Context(), "x"); err != nil {
+				t.Fatal(err)
+			}
+			if !proctest.Eventually(func() bool { return !b.Sound() }) {
+				t.Error("it is still taken for sound")
+			}
+		})
+	}
+	b := up(t, "peer", "echoes")
+	for range 100 {
+		if _, err := b.do(t.Context(), "x"); err != nil || !b.Sound() {
+			t.Fatalf("not sound after a call that ended well (%v)", err)
+		}
+	}
+}
+
+// TestCannotSend: a call that cannot be sent ends at once, and as what it is.
+func TestCannotSend(t *testing.T) {
+	for _, size := range []int{10, 1 << 20} {
+		t.Run(fmt.Sprint("the worker closed its input, ", size), func(t *testing.T) {
+			b := up(t, "peer", "never reads")
+			if !proctest.Eventually(func() bool { return !b.Sound() }) {
+				t.Fatal("its input is open")
+			}
+			if _, err := b.do(t.Context(), strings.Repeat("x", size)); !errors.Is(err, call.ErrBadWorker) {
+				t.Errorf("ended with %v", err)
+			}
+		})
+		t.Run(fmt.Sprint("the input cannot be read, ", size), func(t *testing.T) {
+			b := up(t, "peer", "echoes")
+			c := b.call("x", &reply{})
+			c.Input = input{data: make([]byte, size), bad: true}
+			err := b.Do(t.Context(), c)
+			if err == nil || !strings.Contains(err.Error(), "input/output error") || call.Outcome(err) != event.Failed {
+				t.Errorf("ended with %v", err)
+			}
+		})
+	}
+}
+
+// TestTimeLimitOfAReply: a caller who does not read does not keep a worker longer
+// than the call's own context, nor its end from being told.
+func TestTimeLimitOfAReply(t *testing.T) {
+	b := up(t, "peer", "streams for ever")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, call.ErrTimedOut)
+	defer cancel()
+	if err := b.Do(ctx, b.call("x", &reply{stall: true})); !errors.Is(err, call.ErrTimedOut) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// TestShutdown: an idle worker is told to exit and does, by itself.
+func TestShutdown(t *testing.T) {
+	b := up(t, "peer", "echoes")
+	if _, err := b.do(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	stop := b.down(t)
+	if len(stop.Steps) != 2 || stop.Steps[0].Name != "shutdown" || b.tree.Status().Exit != 0 {
+		t.Errorf("steps %v, exit code %d", stop.Steps, b.tree.Status().Exit)
 	}
 }
 
