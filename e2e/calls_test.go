@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,8 +27,8 @@ func TestCall(t *testing.T) {
 		if reply.StatusCode != http.StatusOK || body != test.want || reply.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("POST %s: %s %.100s", test.path, reply.Status, body)
 		}
-		timing, streamed := reply.Header.Get("Server-Timing"), len(test.want) > 1<<20
-		if reply.Header.Get("Hangup-Call") == "" || !strings.Contains(timing, "queue;dur=") || strings.Contains(timing, "run;dur=") == streamed {
+		timing := reply.Header.Get("Server-Timing")
+		if reply.Header.Get("Hangup-Call") == "" || !strings.Contains(timing, "queue;dur=") || !strings.Contains(timing, "run;dur=") {
 			t.Errorf("POST %s: headers %v", test.path, reply.Header)
 		}
 	}
@@ -115,5 +116,32 @@ func TestSpareCostsNothing(t *testing.T) {
 		for _, p := range tree {
 			s.eventually("dead: "+p.Command, func() bool { return !p.There() })
 		}
+	}
+}
+
+// TestLimits: each limit ends a call as itself, also for a caller who does not read.
+func TestLimits(t *testing.T) {
+	s := start(t, "  py: {command: [python3, worker.py], workers: 1, spares: 1, timeout: 700ms, stop: {grace: 200ms}, limits: {output: 1MiB}}\n")
+	for _, test := range []struct {
+		path, in string
+		status   int
+		slug     string
+	}{
+		{"/execute/py/echo", `"` + strings.Repeat("x", 1<<20) + `"`, 500, "limit-exceeded"},
+		{"/execute/py/sleep", "100", 504, "timed-out"},
+	} {
+		reply, body := s.post(test.path, test.in)
+		if reply.StatusCode != test.status || !strings.Contains(body, "/problems/"+test.slug) {
+			t.Errorf("%s: %s %.200s", test.path, reply.Status, body)
+		}
+	}
+
+	caller := s.dial()
+	caller.SetReadBuffer(4096)
+	in := `{"parts": 1000, "size": 1000, "pause": 0.001}`
+	caller.Write([]byte(request("/execute/py/stream", "Content-Type: application/json\r\nContent-Length: "+strconv.Itoa(len(in))+"\r\n", in)))
+	ended := s.newest("ended, with evidence", func(c callRecord) bool { return c.State == "ended" && c.Task == "stream" && c.Cancel != nil })
+	if ended.Outcome != "timed-out" || ended.Cancel.By != "timeout" || !ended.Cancel.Empty {
+		t.Errorf("%+v", ended)
 	}
 }

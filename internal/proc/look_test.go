@@ -28,7 +28,7 @@ func TestStartedSince(t *testing.T) {
 	}
 	defer in.Close()
 	defer out.Close()
-	spec := sh("sleep 1000 & while read go; do (setsid sleep 1000 &) ; done")
+	spec := sh("sleep 1000 & while read go; do setsid sleep 1000 & done")
 	spec.Files[0] = in
 	tree := start(t, host, spec)
 	grown(t, tree, 2)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -269,8 +271,15 @@ func FindShim() (string, error) {
 }
 
 // ExecUnderSupervisor replaces this process by a supervisor that starts argv, the
-// path of a program and its arguments. It returns only when that failed.
+// path of a program and its arguments. It returns only when that failed, or when
+// the shim's program is not of this build.
 func ExecUnderSupervisor(shim string, argv []string) error {
-	err := syscall.Exec(shim, append([]string{"hangup-shim", "supervise", "--"}, argv...), os.Environ())
+	said, err := exec.Command(shim, "version").Output()
+	build, ok := strings.CutPrefix(strings.TrimSpace(string(said)), "hangup-shim ")
+	if err != nil || !ok || build != reap.Build {
+		return fmt.Errorf("cannot use %s: it is not of this build (build %q), want %q: reinstall hangup and hangup-shim together",
+			shim, build, reap.Build)
+	}
+	err = syscall.Exec(shim, append([]string{"hangup-shim", "supervise", "--"}, argv...), os.Environ())
 	return fmt.Errorf("cannot become a supervisor by %s: %w", shim, err)
 }

@@ -160,7 +160,7 @@ func (w *Worker) receive(ctx context.Context, c *call.Call) error {
 			return failure(body)
 		case frame.Type == wire.TypeResult && !begun:
 			begun = true
-			if body, size, err = beginReply(c, frame); err != nil {
+			if body, size, err = w.beginReply(c, frame); err != nil {
 				return err
 			}
 		case frame.Type == wire.TypeChunk && begun:
@@ -169,7 +169,7 @@ func (w *Worker) receive(ctx context.Context, c *call.Call) error {
 		}
 		total += int64(len(body))
 		if limit := w.o.Workload.Limits.Output; limit > 0 && total > limit {
-			return fmt.Errorf("%w: limits.output: the result is larger than %d bytes", call.ErrLimit, limit)
+			return w.overLimit()
 		}
 		if size >= 0 && (total > size || frame.End() && total < size) {
 			return fmt.Errorf("%w: a result of %d bytes or more that was to have %d", call.ErrBadWorker, total, size)
@@ -187,7 +187,7 @@ func (w *Worker) receive(ctx context.Context, c *call.Call) error {
 
 // beginReply sends the head of a result. It returns the first part of its body
 // and the size of the whole, which is -1 when the worker does not say it.
-func beginReply(c *call.Call, frame wire.Frame) (body []byte, size int64, err error) {
+func (w *Worker) beginReply(c *call.Call, frame wire.Frame) (body []byte, size int64, err error) {
 	head, body, err := wire.SplitHead(frame.Payload)
 	if err != nil {
 		return nil, 0, fmt.Errorf("%w: %v", call.ErrBadWorker, err)
@@ -202,8 +202,15 @@ func beginReply(c *call.Call, frame wire.Frame) (body []byte, size int64, err er
 	} else if frame.End() {
 		size = int64(len(body))
 	}
+	if limit := w.o.Workload.Limits.Output; limit > 0 && size > limit {
+		return nil, 0, w.overLimit()
+	}
 	contentType := cmp.Or(head.Get(wire.KeyContentType), "application/octet-stream")
 	return body, size, c.Reply.Head(call.Head{ContentType: contentType, Size: size})
+}
+
+func (w *Worker) overLimit() error {
+	return fmt.Errorf("%w: limits.output: the result is larger than %d bytes", call.ErrLimit, w.o.Workload.Limits.Output)
 }
 
 // failure is what the work says of its own failing.
