@@ -48,6 +48,7 @@ func serve(cmd *cobra.Command, file string) error {
 
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more is no reason to end
 	c, err := config.Load(file)
 	if err != nil {
 		return configFaults(cmd, err)

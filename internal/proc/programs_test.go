@@ -18,6 +18,7 @@ import (
 
 func init() {
 	proctest.Program("server", server)
+	proctest.Program("neglect", neglect)
 	switch os.Geteuid() {
 	case 0, begrudgerUID:
 		proctest.Program("begrudger", begrudger)
@@ -26,6 +27,17 @@ func init() {
 		proctest.Program("forker", forker)
 	}
 }
+
+// neglect starts children that end, and never waits for them.
+func neglect([]string) {
+	for range neglected {
+		_, err := syscall.ForkExec("/bin/true", []string{"true"}, nil)
+		must(err)
+	}
+	select {}
+}
+
+const neglected = 20
 
 // forker starts sessions from eight threads, as fast as it can and up to a bound.
 func forker([]string) {

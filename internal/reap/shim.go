@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +34,7 @@ func Shim() int {
 	// Handlers for all signals, and nobody who listens: none of them ends the
 	// shim, and exec resets a handler, where it would keep what is ignored.
 	signal.Notify(make(chan os.Signal, 1))
+	defaultInternal()
 	deaths := make(chan os.Signal, 1)
 	signal.Notify(deaths, unix.SIGCHLD)
 
@@ -51,6 +53,16 @@ func Shim() int {
 	}
 	s.loop(receive(conn), ended(ServerFD), deaths)
 	return 0
+}
+
+// defaultInternal sets the signals to their default that the Go runtime leaves to
+// a C library. A parent that starts programs by posix_spawn has them ignored, and
+// what is ignored is inherited.
+func defaultInternal() {
+	for number := 32; number <= 34; number++ {
+		var action [4]uint64 // a sigaction of zeros: SIG_DFL
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(number), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	}
 }
 
 // private makes this process unreadable for its equals, and closes what it was
