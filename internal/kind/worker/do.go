@@ -30,7 +30,9 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	defer w.talk.Unlock()
 	w.seq++
 	w.idle = false
-	w.began = proc.SinceBoot()
+	if w.o.Workload.Stop.Cooperative > 0 { // only then Cancel will ask
+		w.began = proc.SinceBoot()
+	}
 	w.output.Begin(c.ID)
 	release := w.interruptible(ctx)
 
