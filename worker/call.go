@@ -266,9 +266,18 @@ func (c *Call) send(t wire.Type, flags uint8, parts ...[]byte) error {
 	return s.broken
 }
 
+// class is the type of an error, or "" where that tells nothing.
+func class(err error) string {
+	name := strings.TrimPrefix(fmt.Sprintf("%T", err), "*")
+	if strings.HasPrefix(name, "fmt.") || strings.HasPrefix(name, "errors.") {
+		return ""
+	}
+	return name
+}
+
 // failurePayload tells err in a form that fits a frame.
 func failurePayload(err error) []byte {
-	info := wire.FailureInfo{Error: strings.TrimPrefix(fmt.Sprintf("%T", err), "*"), Message: err.Error()}
+	info := wire.FailureInfo{Error: class(err), Message: err.Error()}
 	if f := (*failure)(nil); errors.As(err, &f) {
 		info.Error, info.Detail, info.Members = f.FailureInfo.Error, f.Detail, f.Members
 	}

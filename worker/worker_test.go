@@ -486,7 +486,7 @@ func TestResults(t *testing.T) {
 			Message: "two: one", Members: map[string]any{"n": 1.0},
 		}},
 		"no JSON": {types: "FAILURE", failure: wire.FailureInfo{
-			Error: "fmt.wrapError", Message: "cannot write the result as JSON: json: unsupported value: NaN",
+			Message: "cannot write the result as JSON: json: unsupported value: NaN",
 		}},
 		"no members": {types: "FAILURE", failure: wire.FailureInfo{
 			Message: "m", Detail: "the members of the failure were left out: json: unsupported value: NaN",
@@ -495,32 +495,29 @@ func TestResults(t *testing.T) {
 			Message: "m", Detail: "the members of the failure were left out: they take 1048621 bytes",
 		}},
 		"big message": {types: "FAILURE", failure: wire.FailureInfo{
-			Error: "errors.errorString", Message: strings.Repeat("\x01", mostText),
+			Message: strings.Repeat("\x01", mostText),
 		}},
 		"bad type": {types: "FAILURE", failure: wire.FailureInfo{
-			Error:   "fmt.wrapError",
 			Message: `cannot send the result: cannot write a head: "a\x00b" has a NUL or is not UTF-8`,
 		}},
 		"bad stream": {types: "FAILURE", failure: wire.FailureInfo{
-			Error:   "fmt.wrapError",
 			Message: `cannot send the result: cannot write a head: "a\x00b" has a NUL or is not UTF-8`,
 		}},
 		"stream and value": {
 			types: "RESULT FAILURE", contentType: "text/plain", body: []byte("x"),
 			failure: wire.FailureInfo{
-				Error:   "errors.errorString",
 				Message: "cannot send the result: a task that streams it returns nil, not int",
 			},
 		},
 		"torn reply": {
 			types: "RESULT FAILURE", contentType: "text/plain", body: []byte("x"),
-			failure: wire.FailureInfo{Error: "fmt.wrapError", Message: "cannot read the result: torn"},
+			failure: wire.FailureInfo{Message: "cannot read the result: torn"},
 		},
 		"no object": {types: "FAILURE", failure: wire.FailureInfo{
-			Error: "errors.errorString", Message: "cannot tell the progress: int is not a JSON object",
+			Message: "cannot tell the progress: int is not a JSON object",
 		}},
 		"long message": {types: "FAILURE", failure: wire.FailureInfo{
-			Error: "errors.errorString", Message: "cannot tell the progress: 1048584 bytes, the most is 1048576",
+			Message: "cannot tell the progress: 1048584 bytes, the most is 1048576",
 		}},
 	} {
 		t.Run(which, func(t *testing.T) {

@@ -67,6 +67,7 @@ func newRoot() *cobra.Command {
 		Long: "hangup runs work in worker processes and ties each piece of it to the request that\n" +
 			"asked for it: when the caller hangs up, the whole process tree is killed and reaped.",
 		Example:           "  hangup init starter && cd starter && hangup serve",
+		Version:           version(),
 		Args:              noSuchVerb,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors:     true,

@@ -125,7 +125,7 @@ func (s *server) read(h http.Header, c *call.Call) error {
 			return fmt.Errorf("%w: %s is not available here: send the call without it", call.ErrBadRequest, name)
 		}
 	}
-	if accept, _, _ := strings.Cut(strings.Join(h.Values("Accept"), ","), ";"); strings.EqualFold(strings.TrimSpace(accept), "text/event-stream") {
+	if onlyEvents(h) {
 		return fmt.Errorf("%w: event streams are not available here: accept another content type", call.ErrBadRequest)
 	}
 
@@ -158,6 +158,18 @@ func (s *server) read(h http.Header, c *call.Call) error {
 		c.Traceparent = parent
 	}
 	return nil
+}
+
+// onlyEvents tells whether a caller accepts nothing but an event stream.
+func onlyEvents(h http.Header) bool {
+	accept := strings.Join(h.Values("Accept"), ",")
+	for media := range strings.SplitSeq(accept, ",") {
+		media, _, _ = strings.Cut(media, ";")
+		if !strings.EqualFold(strings.TrimSpace(media), "text/event-stream") {
+			return false
+		}
+	}
+	return accept != ""
 }
 
 // allowPolicy takes the On-Hangup policy into the call if the workload allows it.

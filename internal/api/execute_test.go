@@ -281,6 +281,20 @@ func TestWorkThatRepliesBadly(t *testing.T) {
 	}
 }
 
+// A caller that would take a stream, but also something else, gets the something.
+func TestAcceptsMore(t *testing.T) {
+	g := serve(t, echo)
+	for accept, status := range map[string]int{
+		"text/event-stream": 400, "Text/Event-Stream; q=1": 400, "text/event-stream;q=0.1, */*": 200, "*/*": 200, "": 200,
+	} {
+		c := g.dial()
+		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nAccept: " + accept + "\r\nContent-Length: 1\r\n\r\nx")
+		if a := c.receive(); a.StatusCode != status {
+			t.Errorf("Accept: %s: %d, want %d", accept, a.StatusCode, status)
+		}
+	}
+}
+
 // A head commits to nothing: as long as nothing was written, a failure is told.
 func TestFailureBehindTheHead(t *testing.T) {
 	for _, size := range []int64{-1, 100, 1 << 20} {

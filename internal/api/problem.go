@@ -62,7 +62,7 @@ var problems = []problem{
 	{
 		"work-failed", http.StatusInternalServerError, "The work failed",
 		[]error{call.ErrFailed},
-		"The work raised an error or exited with a code other than 0. The members error, message and traceback say what it " +
+		"The work raised an error or exited with a code other than 0. The members error, message and stderr say what it " +
 			"said of itself. Sending the same input again will most likely fail again.",
 	},
 	{
@@ -255,8 +255,8 @@ func members(err error) map[string]any {
 			delete(m, name)
 		}
 		m["error"], m["message"] = failure.Class, failure.Message
-		if failure.Detail != "" {
-			m["traceback"] = failure.Detail
+		if failure.Tail != "" {
+			m["stderr"] = failure.Tail
 		}
 	case errors.As(err, &died):
 		if died.Signal != "" {

@@ -86,8 +86,8 @@ func TestMembers(t *testing.T) {
 		err  error
 		want map[string]any
 	}{
-		{"a failure", &call.FailureError{Class: "ValueError", Message: "too wide", Detail: "Traceback …"}, map[string]any{
-			"error": "ValueError", "message": "too wide", "traceback": "Traceback …", "detail": "ValueError: too wide",
+		{"a failure", &call.FailureError{Class: "ValueError", Message: "too wide", Tail: "last words"}, map[string]any{
+			"error": "ValueError", "message": "too wide", "stderr": "last words", "detail": "ValueError: too wide",
 		}},
 		{"members of the work's own", &call.FailureError{Message: "m", Members: map[string]any{"width": 7., "nested": map[string]any{"a": []any{1., nil}}}}, map[string]any{
 			"error": "", "message": "m", "detail": "m", "width": 7., "nested": map[string]any{"a": []any{1., nil}},

@@ -61,7 +61,7 @@ func (e *RetryError) Unwrap() error { return e.Err }
 type FailureError struct {
 	Class   string         // the class of the error, or ""
 	Message string         // one line for the caller
-	Detail  string         // traceback or the tail of stderr
+	Tail    string         // the last it wrote to stderr during the call
 	Members map[string]any // what the work added to the problem document
 }
 
@@ -73,6 +73,20 @@ func (e *FailureError) Error() string {
 }
 
 func (e *FailureError) Unwrap() error { return ErrFailed }
+
+// StartError is why a worker did not become ready. What it said last is for the
+// operator; callers get Why.
+type StartError struct {
+	Why  string
+	Last string // the last line of its stderr, or ""
+}
+
+func (e *StartError) Error() string {
+	if e.Last == "" {
+		return "cannot start a worker: " + e.Why
+	}
+	return "cannot start a worker: " + e.Why + "; the last line of its stderr: " + e.Last
+}
 
 // DiedError is an ErrDied with the way the main process ended.
 type DiedError struct {

@@ -46,6 +46,10 @@ const (
 	// lastTrees is how long the trees have to be gone at the end of a drain, after
 	// their grace. What is left then is the supervisor's.
 	lastTrees = 700 * time.Millisecond
+	// oneSignal is the time within which two signals are one: a service manager
+	// may send it to the supervisor and to the server, and the supervisor
+	// hands its own on.
+	oneSignal = 50 * time.Millisecond
 	// lastReplies is how long the replies of the last calls have to get out at
 	// the end of a drain.
 	lastReplies = 500 * time.Millisecond
@@ -227,12 +231,12 @@ func (s *server) ready() error {
 	}
 	if !s.booted.Load() {
 		if i := slices.IndexFunc(pools, is("starting")); i >= 0 {
-			return fmt.Errorf("%w: %s: %s", call.ErrDown, pools[i].Name, pools[i].Reason)
+			return fmt.Errorf("%w: no worker of %s is ready yet", call.ErrDown, pools[i].Name)
 		}
 		s.booted.Store(true)
 	}
 	if !slices.ContainsFunc(pools, func(p event.Pool) bool { return p.State != "down" }) {
-		return fmt.Errorf("%w: %s: %s", call.ErrDown, pools[0].Name, pools[0].Reason)
+		return fmt.Errorf("%w: all of them; GET /workloads tells why", call.ErrDown)
 	}
 	return nil
 }
@@ -271,6 +275,7 @@ func (s *server) drain() {
 	for _, p := range s.pools {
 		p.Drain()
 	}
+	began := time.Now()
 	now := make(chan struct{}) // closed by a second signal
 	ended := make(chan struct{})
 	var waiting sync.WaitGroup
@@ -280,7 +285,7 @@ func (s *server) drain() {
 			case <-ended:
 				return
 			case sig := <-s.o.Signals:
-				if sig == syscall.SIGHUP {
+				if sig == syscall.SIGHUP || time.Since(began) < oneSignal {
 					continue
 				}
 				s.log.Warn("killing everything", "signal", sig.String())

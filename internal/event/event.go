@@ -114,7 +114,7 @@ type Output struct {
 	Call     string // "" when no call was running
 	Workload string
 	Pid      int
-	Stream   string // "stdout" or "stderr"
+	Stream   string // "stdout", "stderr", or "failure": what the SDK tells of a failure, such as a traceback
 	Text     []byte // one line, or a bounded piece of a long one; raw bytes
 	Dropped  int64  // bytes left out before this piece, because of a bound
 	At       time.Time

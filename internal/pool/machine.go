@@ -392,7 +392,14 @@ func (m *machine) down(now time.Time) bool {
 	return !m.retryAt.IsZero() && now.Before(m.retryAt) && m.alive() == 0
 }
 
-func (m *machine) errDown() error { return fmt.Errorf("%w: %v", call.ErrDown, m.reason) }
+// errDown is what callers are told. What a worker wrote is not for them.
+func (m *machine) errDown() error {
+	var start *call.StartError
+	if errors.As(m.reason, &start) {
+		return fmt.Errorf("%w: cannot start a worker: %s", call.ErrDown, start.Why)
+	}
+	return fmt.Errorf("%w: %v", call.ErrDown, m.reason)
+}
 
 // standing says up, starting or down, and why it is not up.
 func (m *machine) standing() (state, reason string) {
@@ -401,10 +408,8 @@ func (m *machine) standing() (state, reason string) {
 		return "up", ""
 	case m.phase == shutting:
 		return "down", "shutting down"
-	case m.retryAt.IsZero() && m.reason == nil:
+	case m.reason == nil:
 		return "starting", "no worker is ready yet"
-	case m.retryAt.IsZero():
-		return "starting", "after a failed start: " + m.reason.Error()
 	default:
 		return "down", m.reason.Error()
 	}
@@ -480,6 +485,9 @@ func (m *machine) failed(w *worker, cause error, now time.Time) {
 		m.failures++
 		m.lastFailure = now
 		m.retryAt = now.Add(backoff(m.failures))
+		if cause == errUnused && m.failures == 1 {
+			m.retryAt = time.Time{} // one such death is no crash loop yet
+		}
 	}
 	m.do(effect{do: retry, worker: w, after: max(0, m.retryAt.Sub(now))})
 }

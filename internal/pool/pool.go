@@ -201,7 +201,7 @@ func (p *Pool) checkTask(c *call.Call) error {
 	case len(tasks) == 0, slices.Contains(tasks, c.Task), c.Task == "" && len(tasks) == 1:
 		return nil
 	case c.Task == "":
-		return fmt.Errorf("%w given: workload %q has %s", call.ErrNoSuchTask, c.Workload, strings.Join(tasks, ", "))
+		return fmt.Errorf("%w: none was given; workload %q has %s", call.ErrNoSuchTask, c.Workload, strings.Join(tasks, ", "))
 	default:
 		return fmt.Errorf("%w: %q; workload %q has %s", call.ErrNoSuchTask, c.Task, c.Workload, strings.Join(tasks, ", "))
 	}

@@ -486,6 +486,20 @@ func TestReadyThenExits(t *testing.T) {
 	})
 }
 
+// TestOneDeath: a worker that dies before its first call is replaced at once; one
+// death is no crash loop.
+func TestOneDeath(t *testing.T) {
+	f := &factory{}
+	pooled(t, f, Options{Limit: 1, QueueLength: 1}, func(t *testing.T, p *Pool) {
+		f.workers[0].exited()
+		r := do(p, "a", &fakeInput{})
+		want(t, r, nil)
+		if r.took != 0 {
+			t.Errorf("the next call waited %v", r.took)
+		}
+	})
+}
+
 func TestStartTimeout(t *testing.T) {
 	f := &factory{startTakes: time.Hour}
 	pooled(t, f, Options{Limit: 1, QueueLength: 5, StartTimeout: time.Second}, func(t *testing.T, p *Pool) {

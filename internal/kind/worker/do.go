@@ -51,8 +51,10 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	}
 	w.requests.SetWriteDeadline(time.Time{}) // where the caller had gone, the worker may yet be asked to stop
 	release()
-	w.output.End()
 	w.idle = err == nil || errors.Is(err, call.ErrFailed)
+	if w.idle { // else what it writes while it is being stopped is still of this call
+		w.output.End()
+	}
 	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
 	}
@@ -159,7 +161,7 @@ func (w *Worker) receive(ctx context.Context, c *call.Call) error {
 			c.Emit(event.CallProgress{Call: c.ID, Workload: c.Workload, JSON: body, At: time.Now()})
 			continue
 		case frame.Type == wire.TypeFailure:
-			return failure(body)
+			return w.failure(c, body)
 		case frame.Type == wire.TypeResult && !begun:
 			begun = true
 			if body, size, err = w.beginReply(c, frame); err != nil {
@@ -215,13 +217,19 @@ func (w *Worker) overLimit() error {
 	return fmt.Errorf("%w: limits.output: the result is larger than %d bytes", call.ErrLimit, w.o.Workload.Limits.Output)
 }
 
-// failure is what the work says of its own failing.
-func failure(payload []byte) error {
+// failure is what the work says of its own failing. Its detail, such as a
+// traceback, is for the log; the caller gets the end of stderr.
+func (w *Worker) failure(c *call.Call, payload []byte) error {
 	var info wire.FailureInfo
 	if err := json.Unmarshal(payload, &info); err != nil {
 		return fmt.Errorf("%w: a failure that is no JSON: %v", call.ErrBadWorker, err)
 	}
-	return &call.FailureError{Class: info.Error, Message: info.Message, Detail: info.Detail, Members: info.Members}
+	if info.Detail != "" {
+		c.Emit(event.Output{
+			Call: c.ID, Workload: c.Workload, Pid: w.tree.Pid(), Stream: "failure", Text: []byte(info.Detail), At: time.Now(),
+		})
+	}
+	return &call.FailureError{Class: info.Error, Message: info.Message, Tail: w.output.Tail(), Members: info.Members}
 }
 
 // lost says why nothing more can be read from the worker.

@@ -182,11 +182,8 @@ func (w *Worker) handshake(ctx context.Context) error {
 
 // notReady is why a start failed, with what the worker itself said last.
 func (w *Worker) notReady(why string) error {
-	if tail := w.output.Tail(); tail != "" {
-		lines := strings.Split(tail, "\n")
-		why += "; the last line of its stderr: " + lines[len(lines)-1]
-	}
-	return fmt.Errorf("cannot start a worker: %s", why)
+	lines := strings.Split(w.output.Tail(), "\n")
+	return &call.StartError{Why: why, Last: lines[len(lines)-1]}
 }
 
 // Pid is the worker's main process.
@@ -253,8 +250,10 @@ func (w *Worker) Cancel(ctx context.Context) error {
 		err := w.acknowledgement()
 		if err == nil {
 			w.replies.SetReadDeadline(time.Time{})
-			w.idle = true
-			return w.unchanged()
+			w.output.End()
+			err = w.unchanged()
+			w.idle = err == nil
+			return err
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
 			return err

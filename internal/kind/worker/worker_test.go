@@ -227,6 +227,7 @@ func (p *peer) next() bool {
 		switch f.Type {
 		case wire.TypeCancel:
 			p.id = f.ID
+			fmt.Println("told to stop")
 			p.send(wire.TypeCancelled, 0, "")
 			continue
 		case wire.TypeExecute:
@@ -624,6 +625,9 @@ func TestCooperativeCancel(t *testing.T) {
 		}
 		if r, err := b.do(t.Context(), "quick"); err != nil || r.body.String() != "quick" {
 			t.Errorf("the next call: %v, %q", err, r.body.String())
+		}
+		if lines := b.events.output(); len(lines) != 1 || string(lines[0].Text) != "told to stop" || lines[0].Call != "call-long" {
+			t.Errorf("what it wrote on being cancelled: %+v", lines)
 		}
 	})
 	t.Run("acknowledges in the middle of its reply", func(t *testing.T) {
