@@ -288,7 +288,7 @@ func TestAcceptsMore(t *testing.T) {
 		"text/event-stream": 400, "Text/Event-Stream; q=1": 400, "text/event-stream;q=0.1, */*": 200, "*/*": 200, "": 200,
 	} {
 		c := g.dial()
-		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nAccept: " + accept + "\r\nContent-Length: 1\r\n\r\nx")
+		c.send("POST /execute/echo HTTP/1.1\r\nHost: localhost\r\nAccept: %s\r\nContent-Length: 1\r\n\r\nx", accept)
 		if a := c.receive(); a.StatusCode != status {
 			t.Errorf("Accept: %s: %d, want %d", accept, a.StatusCode, status)
 		}
