@@ -49,7 +49,7 @@ const (
 	// oneSignal is the time within which two signals are one: a service manager
 	// may send it to the supervisor and to the server, and the supervisor
 	// hands its own on.
-	oneSignal = 50 * time.Millisecond
+	oneSignal = 20 * time.Millisecond
 	// lastReplies is how long the replies of the last calls have to get out at
 	// the end of a drain.
 	lastReplies = 500 * time.Millisecond
