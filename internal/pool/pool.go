@@ -28,7 +28,8 @@ import (
 // the other, but for Stop, which may come while Do or Cancel is still returning.
 type Worker interface {
 	// Do has one call done. When ctx ends it returns promptly, and either
-	// Cancel or Stop comes next.
+	// Cancel or Stop comes next, or has come: a Do whose ctx has ended before
+	// it began does nothing.
 	Do(ctx context.Context, c *call.Call) error
 	// Cancel asks the worker to stop the call whose Do was ended by its
 	// context. It returns nil when the worker has acknowledged that very call

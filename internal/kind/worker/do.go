@@ -28,6 +28,9 @@ const small = 64 << 10
 func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	w.talk.Lock()
 	defer w.talk.Unlock()
+	if ctx.Err() != nil { // Cancel or Stop may have been here already: nothing must be sent now
+		return context.Cause(ctx)
+	}
 	w.seq++
 	w.idle = false
 	if w.o.Workload.Stop.Cooperative > 0 { // only then Cancel will ask

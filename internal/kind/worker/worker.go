@@ -238,6 +238,9 @@ func (w *Worker) interruptible(ctx context.Context) (release func()) {
 func (w *Worker) Cancel(ctx context.Context) error {
 	w.talk.Lock()
 	defer w.talk.Unlock()
+	if w.idle {
+		return nil // the call was given up before it was sent
+	}
 	if w.cut {
 		return errors.New("cannot ask the worker: the call was still being sent to it")
 	}
