@@ -572,6 +572,25 @@ func TestTimeLimitOfAReply(t *testing.T) {
 	}
 }
 
+// TestCancelledBeforeItWasSent: a cancel may come to the worker before the call
+// does. Then the call is not sent, the worker is idle, and takes the next one.
+func TestCancelledBeforeItWasSent(t *testing.T) {
+	b := up(t, "peer", "echoes")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(call.ErrHungUp)
+	for range 3 {
+		if err := b.Cancel(t.Context()); err != nil {
+			t.Errorf("an idle worker did not take the cancel: %v", err)
+		}
+		if _, err := b.do(ctx, "never"); !errors.Is(err, call.ErrHungUp) {
+			t.Errorf("ended with %v", err)
+		}
+		if r, err := b.do(t.Context(), "next"); err != nil || r.body.String() != "next" || !b.Sound() {
+			t.Errorf("the next call: %v, %q", err, r.body.String())
+		}
+	}
+}
+
 // TestShutdown: an idle worker is told to exit and does, by itself.
 func TestShutdown(t *testing.T) {
 	b := up(t, "peer", "echoes")
