@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -33,9 +34,10 @@ const (
 
 // Config is a whole config file, with every default filled in.
 type Config struct {
-	Listen         []string // "host:port"; default 127.0.0.1:8080
-	Hosts          []string // Host names served beside loopback names and the listen addresses; none
-	TrustedProxies []string // networks; none, and none can be given in this version
+	Listen         []string       // "host:port" or "unix:" and an absolute path; default 127.0.0.1:8080
+	TLS            TLS            // of the addresses that are host:port; none
+	Hosts          []string       // Host names served beside loopback names and the listen addresses; none
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For names the caller; none
 	Auth           Auth
 	Limits         Limits
 	Spool          Spool
@@ -47,6 +49,13 @@ type Config struct {
 	// File is the path the config was read from; Dir is its folder, absolute.
 	File, Dir string
 }
+
+// TLS is the server's certificate and its key, as absolute paths of PEM files: both
+// are given or none.
+type TLS struct{ Cert, Key string }
+
+// On tells whether there is a certificate.
+func (t TLS) On() bool { return t.Cert != "" }
 
 // Auth is who may call. Off is true where the file says `auth: none`. By default
 // it is false and there are no tokens: then every address is a loopback one.
@@ -68,6 +77,15 @@ type Limits struct {
 	Body        int64         // bytes of one call's input, at least 1; 16 MiB
 	BodyTimeout time.Duration // for a whole body to arrive, above 0; 30s
 	Connections int           // open at once, at least 1; 10000
+	Streams     int           // requests under way at once on one HTTP/2 connection, at least 1; 100
+	Hangups     Hangups
+}
+
+// Hangups is what each caller may hang up on. A hang-up costs a worker, so who does
+// nothing else is refused further calls for a while.
+type Hangups struct {
+	Burst     int // at once; 2000; 0: without limit
+	PerMinute int // on and on, at least 1; 600
 }
 
 // Spool is where inputs too large for memory wait.

@@ -239,7 +239,7 @@ func TestDefaults(t *testing.T) {
 	}
 	want := &Config{
 		Listen:      []string{"127.0.0.1:8080"},
-		Limits:      Limits{Body: 16777216, BodyTimeout: 30 * time.Second, Connections: 10000},
+		Limits:      Limits{Body: 16777216, BodyTimeout: 30 * time.Second, Connections: 10000, Streams: 100, Hangups: Hangups{Burst: 2000, PerMinute: 600}},
 		Spool:       Spool{Dir: "", Max: 1073741824},
 		Drain:       8 * time.Second,
 		Containment: Containment{Minimum: "subreaper", Cgroup: "auto"},
@@ -363,7 +363,7 @@ workloads:
 			{Name: "ci", Allow: []string{"execute", "observe", "operate"}, Workloads: []string{"*"}},
 			{Name: "ops@home", Allow: []string{"operate"}, Workloads: []string{"b", "a"}},
 		}},
-		Limits:      Limits{Body: 65536, BodyTimeout: 90 * time.Second, Connections: 1},
+		Limits:      Limits{Body: 65536, BodyTimeout: 90 * time.Second, Connections: 1, Streams: 100, Hangups: Hangups{Burst: 2000, PerMinute: 600}},
 		Spool:       Spool{Dir: filepath.Join(dir, "spool"), Max: 0},
 		Containment: Containment{Minimum: "process-group", Cgroup: "never"},
 		Log:         Log{Format: "text", Level: "debug"},

@@ -19,7 +19,7 @@ import (
 func defaults() Config {
 	return Config{
 		Listen:      []string{"127.0.0.1:8080"},
-		Limits:      Limits{Body: 16 << 20, BodyTimeout: 30 * time.Second, Connections: 10_000},
+		Limits:      Limits{Body: 16 << 20, BodyTimeout: 30 * time.Second, Connections: 10_000, Streams: 100, Hangups: Hangups{Burst: 2000, PerMinute: 600}},
 		Spool:       Spool{Max: 1 << 30},
 		Drain:       8 * time.Second,
 		Containment: Containment{Minimum: "subreaper", Cgroup: "auto"},
