@@ -274,6 +274,9 @@ func (s *server) drain() {
 }
 
 func (s *server) logStart(supervisor int) {
+	for _, w := range s.o.Config.Warnings {
+		s.log.Warn("odd in the config: "+w.Msg, "file", w.File, "line", w.Line)
+	}
 	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", s.o.Config.TLS.On(), "pid", os.Getpid(), "supervisor_pid", supervisor,
 		"containment", containment, "isolation", isolation, "workloads", names(s.o.Config))
 	if s.doors.Inherited() {
