@@ -20,10 +20,11 @@ import (
 // reads what comes, until the connection ends.
 type h2conn struct {
 	net.Conn
-	write sync.Mutex // one frame after the other; guards out and blocks
-	out   *http2.Framer
-	block bytes.Buffer
-	hpack *hpack.Encoder
+	patience time.Duration // for what await waits for
+	write    sync.Mutex    // one frame after the other; guards out and blocks
+	out      *http2.Framer
+	block    bytes.Buffer
+	hpack    *hpack.Encoder
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -53,7 +54,7 @@ type h2stream struct {
 
 // newH2 begins a connection of HTTP/2.
 func newH2(c net.Conn) (*h2conn, error) {
-	h := &h2conn{Conn: c, out: http2.NewFramer(c, nil), window: 65535, initial: 65535, streams: map[uint32]*h2stream{}, last: 1<<32 - 1}
+	h := &h2conn{Conn: c, patience: proctest.Patience, out: http2.NewFramer(c, nil), window: 65535, initial: 65535, streams: map[uint32]*h2stream{}, last: 1<<32 - 1}
 	h.changed = sync.NewCond(&h.mu)
 	h.hpack = hpack.NewEncoder(&h.block)
 	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
@@ -201,11 +202,11 @@ func (s *h2stream) cancel() error {
 
 // await waits until something is so of the stream or the connection.
 func (s *h2stream) await(is func() bool) error {
-	late := time.AfterFunc(proctest.Patience, func() {
+	late := time.AfterFunc(s.c.patience, func() {
 		s.c.mu.Lock()
 		defer s.c.mu.Unlock()
 		if s.c.err == nil {
-			s.c.err = fmt.Errorf("nothing for %v", proctest.Patience)
+			s.c.err = fmt.Errorf("nothing for %v", s.c.patience)
 		}
 		s.c.changed.Broadcast()
 	})
