@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,7 +12,7 @@ import (
 	"time"
 )
 
-// maxPEM bounds what is read of a certificate or a key, so that /dev/zero ends.
+// maxPEM bounds what is read of a certificate or a key.
 const maxPEM = 1 << 20
 
 // file reads the path of a file and makes it absolute; check looks inside.
@@ -65,7 +66,15 @@ func (d *decoder) checkPair(t TLS) {
 	}
 }
 
+// readPEM reads a regular file: a pipe could keep a server that reloads waiting.
 func readPEM(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, reason(err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file")
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, reason(err)
