@@ -82,7 +82,6 @@ func TestCertificate(t *testing.T) {
 			t.Errorf("%s, %s:\ngot  %v\nwant %s", c.cert, c.key, err, c.want)
 		}
 	}
-
 }
 
 func TestCertificateUnreadable(t *testing.T) {

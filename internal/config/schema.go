@@ -45,15 +45,19 @@ func defaultWorkload(name, dir string) Workload {
 // the reference page are made of the same rows; its default is what the field holds.
 func schema(c *Config) value {
 	return object(
-		key{"listen", "Where the server listens: host:port, or unix:/path for a socket that only the server's own user may use. A relative path starts at the folder of the config file. Without auth.tokens only loopback addresses and sockets are taken, unless `auth: none` is written.",
-			set(&c.Listen, some(list(address), "give at least one address, or leave the key out"))},
+		key{
+			"listen", "Where the server listens: host:port, or unix:/path for a socket that only the server's own user may use. A relative path starts at the folder of the config file. Without auth.tokens only loopback addresses and sockets are taken, unless `auth: none` is written.",
+			set(&c.Listen, some(list(address), "give at least one address, or leave the key out")),
+		},
 		key{"tls", "The server's certificate, for the addresses that are host:port. HTTP/2 comes with it.", object(
 			key{"cert", "PEM file of the certificate, followed by those between it and its root. A relative path starts at the folder of the config file.", must(&c.TLS.Cert, file)},
 			key{"key", "PEM file of the certificate's private key, without a passphrase.", must(&c.TLS.Key, file)},
 		)},
 		key{"hosts", "Names that a Host header may have beside loopback names and the listen addresses, without a port.", set(&c.Hosts, list(host))},
-		key{"trusted_proxies", "Addresses and networks (CIDR) of the proxies in front, whose X-Forwarded-For names the caller. Who can reach the server from one of them can claim to be anyone.",
-			set(&c.TrustedProxies, list(network))},
+		key{
+			"trusted_proxies", "Addresses and networks (CIDR) of the proxies in front, whose X-Forwarded-For names the caller. Who can reach the server from one of them can claim to be anyone.",
+			set(&c.TrustedProxies, list(network)),
+		},
 		key{"auth", "Who may call: `none` for anyone who can connect, or tokens.", auth(&c.Auth)},
 		key{"limits", "Bounds of the whole server.", object(
 			key{"body", "The input of one call, in bytes; a larger one gets 413.", set(&c.Limits.Body, size(1))},
@@ -71,8 +75,10 @@ func schema(c *Config) value {
 		)},
 		key{"drain", "How long running calls may go on after SIGTERM, before the stop sequence ends them.", set(&c.Drain, duration(false))},
 		key{"containment", "How surely the process trees of the workers must be held.", object(
-			key{"minimum", "The weakest level that will do; serve does not start below it. cgroup is not available in this version.",
-				set(&c.Containment.Minimum, without(oneOf("process-group", "subreaper", "cgroup"), " and so cannot be met: write subreaper", "cgroup"))},
+			key{
+				"minimum", "The weakest level that will do; serve does not start below it. cgroup is not available in this version.",
+				set(&c.Containment.Minimum, without(oneOf("process-group", "subreaper", "cgroup"), " and so cannot be met: write subreaper", "cgroup")),
+			},
 			key{"cgroup", "Whether cgroups are used where the host gives them.", set(&c.Containment.Cgroup, oneOf("auto", "never"))},
 		)},
 		key{"log", "The server's own log, on stderr.", object(
@@ -86,8 +92,10 @@ func schema(c *Config) value {
 // workload is everything a file may say about one.
 func workload(w *Workload) value {
 	return object(
-		key{"kind", "How the program is driven. worker: a long-lived program that speaks the worker protocol. http, command and terminal are not available in this version.",
-			set(&w.Kind, without(oneOf("worker", "http", "command", "terminal"), ": only worker is", "http", "command", "terminal"))},
+		key{
+			"kind", "How the program is driven. worker: a long-lived program that speaks the worker protocol. http, command and terminal are not available in this version.",
+			set(&w.Kind, without(oneOf("worker", "http", "command", "terminal"), ": only worker is", "http", "command", "terminal")),
+		},
 		key{"command", "The argv that starts a worker; there is no shell unless you write one.", must(&w.Command, command)},
 		key{"dir", "The worker's working directory, which must exist. A relative path starts at the folder of the config file.", set(&w.Dir, folder)},
 		key{"env", "Variables of the worker's environment, which has nothing else but PATH, HOME, LANG, TZ, HANGUP_* and what pass_env names.", env(&w.Env)},
@@ -108,8 +116,10 @@ func workload(w *Workload) value {
 			key{"grace", "How long the main process then has to exit.", set(&w.Stop.Grace, duration(false))},
 		)},
 		key{"on_hangup", "What a caller may ask for when it goes away.", object(
-			key{"allow", "The values of the header On-Hangup that are allowed. linger and detach are not available in this version.",
-				set(&w.OnHangup.Allow, some(list(without(oneOf("cancel", "linger", "detach"), ": only cancel is", "linger", "detach")), "a caller must be allowed at least cancel"))},
+			key{
+				"allow", "The values of the header On-Hangup that are allowed. linger and detach are not available in this version.",
+				set(&w.OnHangup.Allow, some(list(without(oneOf("cancel", "linger", "detach"), ": only cancel is", "linger", "detach")), "a caller must be allowed at least cancel")),
+			},
 			key{"result_ttl", "How long the result of a call without an owner is kept.", later(writeDuration(w.OnHangup.ResultTTL))},
 		)},
 		key{"recycle", "When an idle worker is replaced by a new one; never in the middle of a call.", object(
@@ -271,8 +281,10 @@ var tokens = func() parser[[]Token] {
 		return object(
 			key{"name", "Names the bearer in the log; unique.", must(&t.Name, matching(tokenName, "a name: up to 63 letters, digits and . _ @ -, and first a letter or a digit"))},
 			key{"sha256", "The SHA-256 of the token, in hex: `printf %s \"$TOKEN\" | sha256sum`.", must(&t.SHA256, digest)},
-			key{"allow", "What its bearer may do: execute makes calls, observe reads calls and workloads (and metrics, with all workloads), operate cancels calls.",
-				must(&t.Allow, some(list(oneOf("execute", "observe", "operate")), "allow execute, observe or operate"))},
+			key{
+				"allow", "What its bearer may do: execute makes calls, observe reads calls and workloads (and metrics, with all workloads), operate cancels calls.",
+				must(&t.Allow, some(list(oneOf("execute", "observe", "operate")), "allow execute, observe or operate")),
+			},
 			key{"workloads", "The workloads it is for, or \"*\" for all.", set(&t.Workloads, some(list(text), `name a workload, or write ["*"] for all`))},
 		)
 	}

@@ -115,8 +115,11 @@ var values = []struct {
 	key       string
 	good, bad []string
 }{
-	{"listen", []string{"[127.0.0.1:0]", `["[::1]:80", localhost:65535]`, "[unix:h.sock]", "[unix:/tmp/h.sock, 127.1.2.3:1]", `["[::ffff:127.0.0.1]:80"]`, "[127.0.0.1:0, 127.0.0.1:0]"},
-		[]string{"127.0.0.1:80", "[]", "[80]", "[localhost]", "[a:b]", "[a:080]", "[a:65536]", `["a b:80"]`, `["::1:80"]`, `["unix:"]`, `["unix:@x"]`, "[unix:no/where]", "[unix:/" + strings.Repeat("x", 107) + "]", "[true]", "[unix:text]", `["a..b:80"]`}},
+	{
+		"listen",
+		[]string{"[127.0.0.1:0]", `["[::1]:80", localhost:65535]`, "[unix:h.sock]", "[unix:/tmp/h.sock, 127.1.2.3:1]", `["[::ffff:127.0.0.1]:80"]`, "[127.0.0.1:0, 127.0.0.1:0]"},
+		[]string{"127.0.0.1:80", "[]", "[80]", "[localhost]", "[a:b]", "[a:080]", "[a:65536]", `["a b:80"]`, `["::1:80"]`, `["unix:"]`, `["unix:@x"]`, "[unix:no/where]", "[unix:/" + strings.Repeat("x", 107) + "]", "[true]", "[unix:text]", `["a..b:80"]`},
+	},
 	{"tls.cert", []string{"good.pem", "./good.pem"}, []string{`""`, "nowhere.pem", "7", "[good.pem]"}},
 	{"tls.key", []string{"good.key"}, []string{`""`, "nowhere.key", "7"}},
 	{"hosts", []string{"[]", "[a.example, A_b, 10.0.0.1]", `["::1", "fe80::1%eth0", "::ffff:1.2.3.4"]`}, []string{"a.example", `["*.example"]`, "[a.example:80]", `["https://a"]`, `[""]`, "[7]", "[-a]", "[a..b]"}},
@@ -256,6 +259,39 @@ func TestSchemaAgrees(t *testing.T) {
 	}
 	for name := range tested {
 		t.Errorf("%s: has a row of values and is not in the schema", name)
+	}
+}
+
+// What the project itself gives to its users is taken by both.
+func TestOwnConfigs(t *testing.T) {
+	root := filepath.Join("..", "..")
+	whole := []string{filepath.Join("cmd", "hangup", "starter", "hangup.yaml"), filepath.Join("examples", "go", "hangup.yaml")}
+	for _, name := range whole {
+		data, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if faults := (told{}).agrees(t, filepath.Join(root, name), string(data)); faults != nil {
+			t.Errorf("%s: %v", name, faults)
+		}
+	}
+	for _, name := range []string{"README.md", filepath.Join("docs", "config.md")} {
+		data, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllSubmatch(data, -1)
+		if len(blocks) == 0 {
+			t.Errorf("%s: found no config", name)
+		}
+		for _, b := range blocks {
+			text := strings.ReplaceAll(string(b[1]), "<hex SHA-256 of the token>", digestA)
+			for _, f := range (told{}).agrees(t, filepath.Join(root, name), text) {
+				if !strings.HasSuffix(f.Msg, "no such file or directory") { // they name files of the reader
+					t.Errorf("%s: %v", name, f)
+				}
+			}
+		}
 	}
 }
 
