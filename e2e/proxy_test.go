@@ -162,6 +162,10 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// callersAddress is where callers of proxies come from. The proxies themselves come
+// from 127.0.0.1.
+const callersAddress = "127.0.0.2"
+
 // visit is one call on a connection of its own.
 type visit struct {
 	conn   *net.TCPConn
@@ -174,7 +178,7 @@ type visit struct {
 // visit makes a call with as much of a body of size bytes as is given.
 func (p proxy) visit(t *testing.T, addr, path, body string, size int) *visit {
 	t.Helper()
-	dialed, err := net.Dial("tcp", addr)
+	dialed, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(callersAddress)}}).Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,6 +213,7 @@ func (p proxy) visit(t *testing.T, addr, path, body string, size int) *visit {
 	}
 	r.ContentLength = int64(size)
 	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Forwarded-For", "203.0.113.9") // which is not so
 	go func() {
 		defer close(v.done)
 		v.reply, v.err = transport.RoundTrip(r)
@@ -242,7 +247,7 @@ const proxyPools = "  py: {command: [python3, worker.py], workers: 3, spares: 2,
 // who leaves is noticed whatever the state of the call, and one who stays is not cancelled.
 // Without the line that makes it so, it is not: each such line is there for a reason.
 func TestProxies(t *testing.T) {
-	s := start(t, proxyPools)
+	s := start(t, proxyPools, "trusted_proxies: [127.0.0.1/32]")
 	for _, p := range []proxy{
 		nginx,
 		nginx.as("nginx, from HTTP/2", "0.0.0.0:80", "0.0.0.0:80 http2").overH2(),
@@ -285,6 +290,9 @@ func (p proxy) leave(t *testing.T, s *server, addr string, at phase, d departure
 	}
 	v := p.visit(t, addr, "/execute/py/"+task, body, size)
 	call := s.find("in its phase", func(c callRecord) bool { return !before[c.ID] && c.Task == task && c.State == state })
+	if call.Caller != callersAddress {
+		t.Errorf("the call is said to come from %s", call.Caller)
+	}
 	var tree []proc.Process
 	if at != receiving {
 		tree = s.family(call.WorkerPid)
