@@ -41,6 +41,30 @@ func TestDeployedConfigs(t *testing.T) {
 	}
 }
 
+// TestContainerFiles: what the images are made of is there, and what they run is in them.
+func TestContainerFiles(t *testing.T) {
+	for _, name := range []string{"Containerfile", "Containerfile.python"} {
+		i := readImage(t, "../deploy/"+name)
+		if len(i.Argv) == 0 || i.Files[i.Argv[0]] != "bin/hangup" || i.User != 999 {
+			t.Errorf("%s: it runs %q of %v as %d", name, i.Argv, i.Files, i.User)
+		}
+		config, err := os.ReadFile("../" + i.Files["/etc/hangup/hangup.yaml"])
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for to, from := range i.Files {
+			if built := filepath.Dir(from) == "bin"; !built {
+				if _, err := os.Stat("../" + from); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if filepath.Dir(to) == "/app" && filepath.Base(to) != "hangup.py" && !strings.Contains(string(config), to) {
+				t.Errorf("%s: nothing in its config runs %s", name, to)
+			}
+		}
+	}
+}
+
 // TestUnits: systemd finds nothing to say about the units, but for the program not
 // being installed here.
 func TestUnits(t *testing.T) {
