@@ -175,30 +175,13 @@ type visit struct {
 	done   chan struct{} // closed when reply or err is there
 }
 
-// visit makes a call with as much of a body of size bytes as is given.
+// visit makes a call with as much of a body of size bytes as is given. It may be used
+// from any goroutine.
 func (p proxy) visit(t *testing.T, addr, path, body string, size int) *visit {
 	t.Helper()
-	dialed, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(callersAddress)}}).Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v := &visit{conn: dialed.(*net.TCPConn), done: make(chan struct{})}
-	var protocols http.Protocols
-	protocols.SetHTTP1(!p.h2)
-	protocols.SetUnencryptedHTTP2(p.h2)
-	transport := &http.Transport{
-		Protocols:   &protocols,
-		DialContext: func(context.Context, string, string) (net.Conn, error) { return v.conn, nil },
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	v.cancel = cancel
+	v := &visit{cancel: cancel, done: make(chan struct{})}
 	rest, unsent := io.Pipe() // never written: the rest of the body stays away
-	t.Cleanup(func() {
-		cancel()
-		v.conn.Close()
-		unsent.Close()
-		<-v.done
-	})
 	var content io.Reader = strings.NewReader(body)
 	if size > len(body) {
 		// With a Close, without which the client waits for the rest before it resets a stream.
@@ -208,16 +191,37 @@ func (p proxy) visit(t *testing.T, addr, path, body string, size int) *visit {
 		}{io.MultiReader(content, rest), rest}
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+path, content)
+	var dialed net.Conn
+	if err == nil {
+		dialed, err = (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(callersAddress)}}).Dial("tcp", addr)
+	}
 	if err != nil {
-		t.Fatal(err)
+		cancel()
+		v.err = err
+		close(v.done)
+		return v
 	}
 	r.ContentLength = int64(size)
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("X-Forwarded-For", "203.0.113.9") // which is not so
+	v.conn = dialed.(*net.TCPConn)
+	var protocols http.Protocols
+	protocols.SetHTTP1(!p.h2)
+	protocols.SetUnencryptedHTTP2(p.h2)
+	transport := &http.Transport{
+		Protocols:   &protocols,
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return v.conn, nil },
+	}
 	go func() {
 		defer close(v.done)
 		v.reply, v.err = transport.RoundTrip(r)
 	}()
+	t.Cleanup(func() {
+		cancel()
+		v.conn.Close()
+		unsent.Close()
+		<-v.done
+	})
 	return v
 }
 
@@ -289,6 +293,9 @@ func (p proxy) leave(t *testing.T, s *server, addr string, at phase, d departure
 		task = "streams"
 	}
 	v := p.visit(t, addr, "/execute/py/"+task, body, size)
+	if v.conn == nil {
+		t.Fatal(v.err)
+	}
 	call := s.find("in its phase", func(c callRecord) bool { return !before[c.ID] && c.Task == task && c.State == state })
 	if call.Caller != callersAddress {
 		t.Errorf("the call is said to come from %s", call.Caller)
