@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/hangup/internal/proctest"
 )
 
 // seed is a workload of testdata/seed.py. Without site (-S) Python starts a third
@@ -149,10 +151,7 @@ var signalLine = regexp.MustCompile(`^\d+ +--- (SIG\w+) \{.*si_code=(\w+)(?:, si
 // deaths and those by which its runtime interrupts its own threads.
 func (s *server) trace(t *testing.T) func() []string {
 	t.Helper()
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		t.Skip("no strace program")
-	}
+	strace := proctest.Need(t, "strace", "strace")
 	if os.Geteuid() != 0 {
 		t.Skip("only root may trace a server, which hides from its equals")
 	}

@@ -1,0 +1,32 @@
+package proctest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// noSkipEnv is set where everything that tests need is installed: there, what
+// is missing is a fault of that place and no reason to skip.
+const noSkipEnv = "HANGUP_TEST_NO_SKIP"
+
+// Need returns the path of a program that a test runs. Where it is not installed
+// the test is skipped, or fails if HANGUP_TEST_NO_SKIP is set, and says which
+// Debian package has it.
+func Need(t testing.TB, program, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil { // servers are in a folder that ordinary users do not search
+		path, err = exec.LookPath(filepath.Join("/usr/sbin", program))
+	}
+	if err == nil {
+		return path
+	}
+	const remedy = "cannot find %s: apt-get install %s"
+	if os.Getenv(noSkipEnv) != "" {
+		t.Fatalf(remedy, program, pkg)
+	}
+	t.Skipf(remedy, program, pkg)
+	return ""
+}
