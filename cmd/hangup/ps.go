@@ -105,6 +105,8 @@ func oneLine(s string) string {
 func age(d time.Duration) string {
 	d = max(d, 0)
 	switch {
+	case d < time.Second:
+		return fmt.Sprintf("%dms", d.Milliseconds())
 	case d < 10*time.Second:
 		return fmt.Sprintf("%.1fs", d.Seconds())
 	case d < time.Hour:

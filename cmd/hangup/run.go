@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"example.com/hangup/internal/client"
 )
@@ -65,7 +66,7 @@ func runVerb() *cobra.Command {
 // interrupted is the cause of a hang-up that a signal asked for.
 type interrupted struct{ signal syscall.Signal }
 
-func (i *interrupted) Error() string { return "interrupted by " + i.signal.String() }
+func (i *interrupted) Error() string { return "interrupted by " + unix.SignalName(i.signal) }
 
 // code is the exit code, as shells have it: 130 for Ctrl-C.
 func (i *interrupted) code() int { return 128 + int(i.signal) }
@@ -264,7 +265,6 @@ func (r *running) failed(err error) runDocument {
 
 // watch shows the events of a call up to the last.
 func (r *running) watch(events *client.Events, id string) error {
-	size := int64(0)
 	for {
 		e, err := events.Next()
 		if err == io.EOF {
@@ -273,7 +273,6 @@ func (r *running) watch(events *client.Events, id string) error {
 		if err != nil {
 			return err
 		}
-		size += int64(len(e.Data))
 		last := e.Name == "result" || e.Name == "problem"
 		if r.asJSON {
 			err = r.printEvent(e)
@@ -299,7 +298,7 @@ func (r *running) watch(events *client.Events, id string) error {
 // printEvent prints an event as one line of JSON.
 func (r *running) printEvent(e client.Event) error {
 	if !json.Valid(e.Data) {
-		return fmt.Errorf("cannot read the event %q of the server: it is no JSON", client.Plain(e.Name))
+		return unreadable(e, errors.New("it is no JSON"))
 	}
 	r.screen.clear()
 	return printJSON(r.screen.stdout, struct {
@@ -314,6 +313,7 @@ type content struct {
 	JSON   json.RawMessage `json:"json"`
 	Text   string          `json:"text"`
 	Base64 []byte          `json:"base64"`
+	Left   int64           `json:"left_out"` // bytes of output that a bound has cost
 }
 
 func (c content) bytes() []byte {
@@ -334,18 +334,35 @@ func (r *running) show(e client.Event) error {
 		r.screen.note(e.Name)
 	case "progress":
 		r.screen.progress(progressText(e.Data))
-	case "output", "result":
+	case "output":
 		var c content
 		if err := json.Unmarshal(e.Data, &c); err != nil {
-			return fmt.Errorf("cannot read the event %q of the server: %v", e.Name, err)
+			return unreadable(e, err)
+		}
+		if c.Left > 0 {
+			r.screen.note(fmt.Sprintf("%d bytes of output left out", c.Left))
+		}
+		line := append(c.bytes(), '\n') // the server takes lines apart
+		if len(line) == 1 && c.Left > 0 {
+			break
 		}
 		if c.Stream == "stderr" {
-			_, err = r.screen.write(r.screen.stderr, c.bytes())
+			_, err = r.screen.write(r.screen.stderr, line)
 		} else {
-			_, err = r.screen.write(r.screen.stdout, c.bytes())
+			_, err = r.screen.write(r.screen.stdout, line)
 		}
+	case "result":
+		var c content
+		if err := json.Unmarshal(e.Data, &c); err != nil {
+			return unreadable(e, err)
+		}
+		_, err = r.screen.write(r.screen.stdout, c.bytes())
 	}
 	return err
+}
+
+func unreadable(e client.Event, err error) error {
+	return fmt.Errorf("cannot read the event %q of the server: %v", client.Plain(e.Name), err)
 }
 
 // printJSON prints one document as a line.

@@ -25,10 +25,13 @@ type Events struct {
 	line []byte
 	cr   bool // the last line ended with a CR: a LF that follows belongs to it
 	top  bool // the first line is due
+	most int  // bytes of one event
 }
 
 // NewEvents reads events from r.
-func NewEvents(r io.Reader) *Events { return &Events{in: bufio.NewReaderSize(r, 32<<10), top: true} }
+func NewEvents(r io.Reader) *Events {
+	return &Events{in: bufio.NewReaderSize(r, 32<<10), top: true, most: maxEvent}
+}
 
 // Next returns the next event. At the end of the stream it returns the error of
 // the reader, io.EOF most of all; an event that is not complete by then is lost.
@@ -88,8 +91,8 @@ func (s *Events) readLine(taken int) error {
 				s.top = false
 			}
 			return nil
-		case taken+len(s.line) == maxEvent:
-			return fmt.Errorf("cannot take in an event of more than %d bytes", maxEvent)
+		case taken+len(s.line) == s.most:
+			return fmt.Errorf("cannot take in an event of more than %d bytes", s.most)
 		}
 		s.line = append(s.line, b)
 	}
