@@ -62,7 +62,7 @@ func doctorVerb() *cobra.Command {
 type verdict string
 
 const (
-	ok      verdict = "ok"
+	sound   verdict = "ok"
 	weaker  verdict = "weaker"  // it works, and less is held than could be
 	missing verdict = "missing" // it does not work
 )
@@ -188,9 +188,9 @@ func between(t client.Trial) finding {
 		who = append(who, "Via: "+t.Via)
 	}
 	if len(who) == 0 {
-		return finding{Check: "proxy", Verdict: ok, Detail: "none says that it is there"}
+		return finding{Check: "proxy", Verdict: sound, Detail: "none says that it is there"}
 	}
-	return finding{Check: "proxy", Verdict: ok, Detail: "there is one (" + oneLine(strings.Join(who, ", ")) + ")"}
+	return finding{Check: "proxy", Verdict: sound, Detail: "there is one (" + oneLine(strings.Join(who, ", ")) + ")"}
 }
 
 // judge turns a trial into a line, with the remedy of the proxy that it knows.
@@ -210,7 +210,7 @@ func judge(t client.Trial) finding {
 		f.Verdict, f.Detail = weaker, fmt.Sprintf("noticed within %s, but the proxy keeps the reply back until it is whole", ms(t.Took))
 		f.Remedy = remedy(t)
 	default:
-		f.Verdict, f.Detail = ok, "noticed within "+ms(t.Took)
+		f.Verdict, f.Detail = sound, "noticed within "+ms(t.Took)
 	}
 	return f
 }

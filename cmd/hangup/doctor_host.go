@@ -22,7 +22,7 @@ func kernel() finding {
 	if err := unix.Uname(&name); err != nil {
 		return finding{"kernel", missing, "cannot ask for its version: " + err.Error(), ""}
 	}
-	return finding{Check: "kernel", Verdict: ok, Detail: "Linux " + unix.ByteSliceToString(name.Release[:])}
+	return finding{Check: "kernel", Verdict: sound, Detail: "Linux " + unix.ByteSliceToString(name.Release[:])}
 }
 
 func pidfds() finding {
@@ -34,7 +34,7 @@ func pidfds() finding {
 		}
 	}
 	unix.Close(fd)
-	return finding{Check: "pidfd", Verdict: ok, Detail: "shims see when the server dies"}
+	return finding{Check: "pidfd", Verdict: sound, Detail: "shims see when the server dies"}
 }
 
 // treeSize is how many processes the tree has that doctor ends, each but the
@@ -53,7 +53,7 @@ func trees(ctx context.Context) []finding {
 		return []finding{{"shim", missing, err.Error(), together}}
 	}
 	defer host.Close()
-	list := []finding{{Check: "shim", Verdict: ok, Detail: path + ", of this build"}}
+	list := []finding{{Check: "shim", Verdict: sound, Detail: path + ", of this build"}}
 
 	self, err := os.Executable()
 	if err != nil {
@@ -84,7 +84,7 @@ func trees(ctx context.Context) []finding {
 		})
 	}
 	return append(list, finding{
-		Check: "containment", Verdict: ok,
+		Check: "containment", Verdict: sound,
 		Detail: fmt.Sprintf("subreaper: a tree of %d processes in %d sessions was ended and reaped in %s (%s)", v.Reaped, treeSize, ms(v.Took), v.Proof),
 	})
 }
@@ -108,7 +108,7 @@ func privileges(pid int) finding {
 			"Linux 4.10 or later, and no sandbox that forbids prctl",
 		}
 	}
-	return finding{Check: "no_new_privs", Verdict: ok, Detail: "set on workers, unless new_privileges is on: sudo and su give them nothing"}
+	return finding{Check: "no_new_privs", Verdict: sound, Detail: "set on workers, unless new_privileges is on: sudo and su give them nothing"}
 }
 
 func cgroups() finding {
@@ -138,7 +138,7 @@ func landlock() finding {
 
 func user() finding {
 	if uid := os.Geteuid(); uid != 0 {
-		return finding{Check: "user", Verdict: ok, Detail: fmt.Sprintf("uid %d", uid)}
+		return finding{Check: "user", Verdict: sound, Detail: fmt.Sprintf("uid %d", uid)}
 	}
 	return finding{"user", weaker, "root: the workers would be root, too, and nothing keeps them from the rest of the machine", "run hangup as an ordinary user"}
 }
@@ -162,7 +162,7 @@ func procfs() finding {
 			}
 		}
 	}
-	return finding{Check: "/proc", Verdict: ok, Detail: "shows processes (no hidepid)"}
+	return finding{Check: "/proc", Verdict: sound, Detail: "shows processes (no hidepid)"}
 }
 
 // descriptors compares the limit of open files with what so many connections need.
@@ -180,14 +180,14 @@ func descriptors(connections int) finding {
 			fmt.Sprintf("LimitNOFILE=%d in the systemd unit, ulimit -Hn, or fewer limits.connections", need),
 		}
 	}
-	return finding{Check: "open files", Verdict: ok, Detail: detail}
+	return finding{Check: "open files", Verdict: sound, Detail: detail}
 }
 
 func first() finding {
 	if os.Getpid() == 1 {
-		return finding{Check: "PID 1", Verdict: ok, Detail: "this is PID 1: the supervisor reaps what nobody waits for, and needs no --init"}
+		return finding{Check: "PID 1", Verdict: sound, Detail: "this is PID 1: the supervisor reaps what nobody waits for, and needs no --init"}
 	}
-	return finding{Check: "PID 1", Verdict: ok, Detail: "another program is; hangup needs not be, and may be in a container"}
+	return finding{Check: "PID 1", Verdict: sound, Detail: "another program is; hangup needs not be, and may be in a container"}
 }
 
 // spoolDir writes where the bodies would wait.
@@ -205,5 +205,5 @@ func spoolDir(dir string) finding {
 	if err != nil {
 		return finding{"spool", missing, "large bodies cannot wait in files: " + err.Error(), "name a directory that this user may write to with spool.dir, or set TMPDIR"}
 	}
-	return finding{Check: "spool", Verdict: ok, Detail: shown + " can be written"}
+	return finding{Check: "spool", Verdict: sound, Detail: shown + " can be written"}
 }

@@ -32,9 +32,9 @@ const (
 
 // Bounds of a trial.
 const (
-	heldWithin   = 5 * time.Second
+	heldWithin   = 3 * time.Second
 	replyWithin  = 2 * time.Second
-	noticeWithin = 5 * time.Second
+	noticeWithin = 3 * time.Second
 	pollEach     = 10 * time.Millisecond
 )
 
