@@ -23,6 +23,7 @@ type screen struct {
 
 	mu     sync.Mutex
 	label  string
+	id     string // of the call, once it is known
 	detail string // of the last progress
 	began  time.Time
 	drawn  bool // the line is on the screen
@@ -133,19 +134,19 @@ type out struct{ *screen }
 
 func (o out) Write(b []byte) (int, error) { return o.write(o.stdout, b) }
 
-// named adds the id of the call to what is shown.
+// named adds the id of the call to the lines about it.
 func (s *screen) named(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.label += "  " + client.Plain(id)
+	s.id = client.Plain(id)
 }
 
-// note writes a line about the call to stderr.
+// note writes a line about the call, which has a name by then, to stderr.
 func (s *screen) note(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wipe()
-	fmt.Fprintf(s.stderr, "%s: %s after %s\n", s.label, what, seconds(time.Since(s.began)))
+	fmt.Fprintf(s.stderr, "%s  %s: %s after %s\n", s.label, s.id, what, seconds(time.Since(s.began)))
 }
 
 // progress shows how far the work is.

@@ -199,7 +199,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		network   net.Error
 	)
 	cannot := func(format string, args ...any) error {
-		return fmt.Errorf("cannot reach %s: %s", c.shown, fmt.Sprintf(format, args...))
+		return fmt.Errorf("cannot reach %s: %s", c.shown, Plain(fmt.Sprintf(format, args...))) // a certificate is a stranger's text
 	}
 	switch {
 	case c.socket != "" && errors.Is(err, os.ErrNotExist):

@@ -184,9 +184,9 @@ func TestProblems(t *testing.T) {
 		{"no document", problem(500, `{"type":`), "", []string{"broke off"}},
 		{"a proxy", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Server", "nginx/1.0")
-			http.Error(w, "<html>Bad Gateway", 502)
+			http.Error(w, "<html>Bad Gateway", http.StatusBadGateway)
 		}, "", []string{"nginx/1.0", "502", "not hangup"}},
-		{"a redirect", http.RedirectHandler("https://elsewhere.example/", 301).ServeHTTP, secret, []string{"redirects to https://elsewhere.example/"}},
+		{"a redirect", http.RedirectHandler("https://elsewhere.example/", http.StatusMovedPermanently).ServeHTTP, secret, []string{"redirects to https://elsewhere.example/"}},
 		{"no hangup", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>") }, "", []string{"another program"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
