@@ -46,9 +46,10 @@ var rooms = map[string][]string{
 		"internal/api", "internal/call", "internal/calls", "internal/config", "internal/connwatch", "internal/event",
 		"internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/spool",
 	},
+	"internal/client":   {},
 	"internal/proctest": {},
 
-	"cmd/hangup":      {"internal/config", "internal/daemon", "internal/proc", "internal/wire", "python", "worker"},
+	"cmd/hangup":      {"internal/client", "internal/config", "internal/daemon", "internal/proc", "internal/wire", "python", "worker"},
 	"cmd/hangup-shim": {"internal/reap"},
 	"worker":          {"internal/wire"},
 	"python":          {},

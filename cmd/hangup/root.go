@@ -22,6 +22,10 @@ var verbs = []func() *cobra.Command{
 	checkVerb,
 	initVerb,
 	demoVerb,
+	runVerb,
+	psVerb,
+	cancelVerb,
+	doctorVerb,
 	versionVerb,
 }
 

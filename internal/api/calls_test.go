@@ -80,11 +80,11 @@ func TestWorkloads(t *testing.T) {
 	want := map[string]any{
 		"server_pid": 11., "supervisor_pid": 10., "containment": "subreaper", "isolation": "none", "workloads": []any{
 			map[string]any{
-				"name": "echo", "kind": "worker", "limit": 4., "spares": 1., "queued": 2., "state": "up", "reason": "",
+				"name": "echo", "kind": "worker", "limit": 4., "spares": 1., "queued": 2., "state": "up", "reason": "", "tasks": []any{"up"},
 				"workers": []any{map[string]any{"pid": 100., "shim_pid": 99., "state": "busy", "calls": 3., "rss": 4096.}},
 			},
 			map[string]any{
-				"name": "resize", "kind": "worker", "limit": 0., "spares": 0., "queued": 0., "state": "down", "reason": "no such file",
+				"name": "resize", "kind": "worker", "limit": 0., "spares": 0., "queued": 0., "state": "down", "reason": "no such file", "tasks": []any{},
 				"workers": []any{},
 			},
 		},

@@ -145,6 +145,11 @@ var problems = []problem{
 		"This caller has used up its own budget. Wait as long as Retry-After says.",
 	},
 	{
+		"too-many-probes", http.StatusServiceUnavailable, "Too many probes",
+		[]error{errTooManyProbes},
+		"A probe, as `hangup doctor --url` sends it, is held until its caller hangs up, and the server holds a few at once only. Wait as long as Retry-After says.",
+	},
+	{
 		"queue-full", http.StatusServiceUnavailable, "The queue is full",
 		[]error{call.ErrQueueFull},
 		"As many calls wait for a worker as the workload's queue.length allows. No work was started; wait as long as Retry-After says.",

@@ -52,6 +52,7 @@ type server struct {
 	o         Options
 	door      door
 	workloads map[string]config.Workload
+	probes    probes
 }
 
 // visit is one request on its way through the server.
@@ -95,6 +96,7 @@ var routes = []struct {
 	{"/metrics", methods{"GET": {observe, (*server).metrics}}},
 	{"/healthz", methods{"GET": {open, (*server).healthy}}},
 	{"/readyz", methods{"GET": {open, (*server).ready}}},
+	{"/probes/{id}", methods{"GET": {execute, (*server).showProbe}, "POST": {execute, (*server).holdProbe}}},
 	{"/problems/{slug}", methods{"GET": {open, (*server).explain}}},
 }
 
@@ -105,8 +107,8 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	segments := split(r.URL)
 	isCall := segments[0] == "execute"
-	if !isCall {
-		v.body.dismiss() // only calls have one
+	if !isCall && segments[0] != "probes" {
+		v.body.dismiss() // only those two have one
 	}
 	endpoint, err := s.admit(v, segments)
 	switch {

@@ -22,6 +22,7 @@ type (
 		Limit   int      `json:"limit"`
 		Spares  int      `json:"spares"`
 		Queued  int      `json:"queued"`
+		Tasks   []string `json:"tasks"` // empty until a first worker has said them
 		Workers []worker `json:"workers"`
 		State   string   `json:"state"`
 		Reason  string   `json:"reason"`
@@ -53,7 +54,7 @@ func (s *server) listWorkloads(v *visit) {
 func view(p event.Pool) workload {
 	w := workload{
 		Name: p.Name, Kind: p.Kind, Limit: p.Limit, Spares: p.Spares, Queued: p.Queued,
-		Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
+		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
 	}
 	for _, one := range p.Workers {
 		w.Workers = append(w.Workers, worker{
