@@ -90,7 +90,8 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 		Metrics:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hangup_calls 1\n") }),
 		Ready:       func() error { return g.ready },
 		Containment: "subreaper", Isolation: "none", ServerPid: 11, SupervisorPid: 10,
-		NewID: func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
+		NewID:  func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
+		Budget: NewBudget(g.config.Limits.Hangups),
 	})
 	var handlers sync.WaitGroup
 	server := &http.Server{

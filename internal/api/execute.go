@@ -74,9 +74,6 @@ func (s *server) takeDocument(v *visit) (document, error) {
 // newCall makes the call that a request is for, as far as can be told before its
 // headers are looked at: even a refused one is recorded.
 func (s *server) newCall(v *visit) *call.Call {
-	if v.caller.name == "" {
-		v.caller.name = address(v.r) // turned away before it was known who it is
-	}
 	c := &call.Call{ID: s.o.NewID(), Caller: v.caller.name, OnHangup: "cancel", At: v.at}
 	if len(v.params) > 0 {
 		if _, ok := s.workloads[v.params[0]]; ok {
@@ -242,6 +239,9 @@ func (s *server) do(v *visit, c *call.Call) {
 	err := s.o.Calls.Do(ctx, c)
 	stop()
 	out.end()
+	if s.walkedOut(c, err) {
+		s.o.Budget.charge(v.caller.payer())
+	}
 	switch {
 	case err == nil:
 	case out.begun, errors.Is(err, call.ErrHungUp):
@@ -255,11 +255,21 @@ func (s *server) do(v *visit, c *call.Call) {
 // refuse turns a call away that has not begun.
 func (s *server) refuse(v *visit, c *call.Call, err error) {
 	s.o.Calls.Refuse(c, err)
-	if errors.Is(err, call.ErrHungUp) {
+	if errors.Is(err, call.ErrHungUp) { // in the middle of its document
+		s.o.Budget.charge(v.caller.payer())
 		v.abort()
 	}
 	v.w.Header().Set("Hangup-Call", c.ID)
 	s.end(v, c, err)
+}
+
+// walkedOut tells whether the caller put an end to its call: it hung up, or had
+// said beforehand when it would. One that could choose the latter to get past the
+// budget costs as many workers.
+func (s *server) walkedOut(c *call.Call, err error) bool {
+	limit := s.workloads[c.Workload].Timeout
+	return errors.Is(err, call.ErrHungUp) ||
+		errors.Is(err, call.ErrTimedOut) && c.Timeout > 0 && (limit == 0 || c.Timeout < limit)
 }
 
 // end replies to a call that ended without a result.

@@ -143,11 +143,12 @@ func Run(ctx context.Context, o Options) (err error) {
 		Handler: api.New(api.Options{
 			Config: o.Config, Calls: s.calls, Spool: bodies, Workloads: s.snapshots, Metrics: observer.Handler(),
 			Ready: s.ready, Containment: containment, Isolation: isolation,
-			ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
+			ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID, Budget: api.NewBudget(o.Config.Limits.Hangups),
 		}),
 		ConnContext: s.watch.ConnContext, ConnState: s.connState,
 		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
-		ErrorLog: log.New(httpLog{s.log}, "", 0),
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" has to pass the door, too
+		ErrorLog:                     log.New(httpLog{s.log}, "", 0),
 	}
 	s.logStart(listeners, supervisor)
 	return s.serve(ctx, listeners)
