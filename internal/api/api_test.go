@@ -45,6 +45,7 @@ type rig struct {
 	config  *config.Config
 	calls   *calls.Registry
 	spool   *spool.Spool
+	budget  *Budget
 	ended   chan event.CallEnded
 	conns   chan net.Conn // the server's ends, the first few
 	pools   []event.Pool
@@ -83,6 +84,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.budget = NewBudget(g.config.Limits.Hangups)
 	var id atomic.Int64
 	g.handler = New(Options{
 		Config: g.config, Calls: g.calls, Spool: g.spool,
@@ -91,7 +93,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 		Ready:       func() error { return g.ready },
 		Containment: "subreaper", Isolation: "none", ServerPid: 11, SupervisorPid: 10,
 		NewID:  func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
-		Budget: NewBudget(g.config.Limits.Hangups),
+		Budget: g.budget,
 	})
 	var handlers sync.WaitGroup
 	server := &http.Server{
