@@ -205,19 +205,21 @@ func TestGivingUpCosts(t *testing.T) {
 					t.Fatal("nothing was charged")
 				}
 			}
-			c := g.dial()
-			c.send("%sExpect: 100-continue\r\nContent-Length: 4\r\n\r\n", head)
-			a := c.receive()
-			a.is(t, 429, "too-many-calls")
-			if after, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || after < 50 || after > 60 {
-				t.Errorf("Retry-After: %q", a.Header.Get("Retry-After"))
-			}
-			if !a.Close {
-				t.Error("the connection stays")
-			}
-			c.nothing()
-			if end := g.end(); end.Outcome != event.Rejected || end.Caller != "one" {
-				t.Errorf("%+v", end)
+			for _, body := range []string{"", "Expect: 100-continue\r\nContent-Length: 4\r\n"} {
+				c := g.dial()
+				c.send("%s%s\r\n", head, body)
+				a := c.receive()
+				a.is(t, 429, "too-many-calls")
+				if after, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || after < 50 || after > 60 {
+					t.Errorf("Retry-After: %q", a.Header.Get("Retry-After"))
+				}
+				if !a.Close {
+					t.Error("the connection stays")
+				}
+				c.nothing()
+				if end := g.end(); end.Outcome != event.Rejected || end.Caller != "one" {
+					t.Errorf("%+v", end)
+				}
 			}
 			if a := g.do("GET /calls", "", "Authorization: Bearer one"); a.StatusCode != 200 {
 				t.Errorf("it may not even look: %s", a.Status)
@@ -334,6 +336,7 @@ func TestRapidReset(t *testing.T) {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
 	outcomes := map[event.Outcome]int{}
+	sent := false // a GOAWAY
 	for id := uint32(1); id < 2000; id += 2 {
 		block.Reset()
 		for _, f := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "localhost"}, {":path", "/execute/echo"}} {
@@ -351,9 +354,13 @@ func TestRapidReset(t *testing.T) {
 				t.Errorf("the connection ended with %s", code)
 			}
 		}
+		sent = true
 		break
 	}
 	t.Logf("%v", outcomes)
+	if !sent {
+		t.Error("the connection goes on")
+	}
 	if n := outcomes[event.Cancelled]; n < burst || n > burst+late || outcomes[event.Rejected] == 0 || len(outcomes) != 2 {
 		t.Errorf("the calls ended as %v, the budget is %d", outcomes, burst)
 	}
