@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"example.com/hangup/internal/call"
@@ -93,11 +94,17 @@ func (s *server) name(v *visit, c *call.Call, workload, task string) error {
 		return fmt.Errorf("%w: %q; there is %s", call.ErrNoSuchWorkload, clip(workload), s.names(v.caller))
 	}
 	c.Workload = workload
-	if len(task) > maxTask || !validValue(task) {
+	if len(task) > maxTask || !printable(task) {
 		return fmt.Errorf("%w: %q", call.ErrNoSuchTask, clip(task))
 	}
 	c.Task = task
 	return nil
+}
+
+// printable tells whether a name can be shown to people as it is: others than the
+// caller see it, on terminals, which obey control characters.
+func printable(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // names lists the workloads that a caller may know of.
