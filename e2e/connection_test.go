@@ -484,7 +484,7 @@ func TestSlowReader(t *testing.T) {
 			p := ask()
 			call := stuck()
 			left := time.Now()
-			m.leave(p.Conn.(*net.TCPConn))
+			m.leave(p.Conn)
 			s.eventually("the evidence", func() bool {
 				s.fetch("/calls/"+call.ID, &call)
 				return call.State == "ended" && call.Cancel != nil
