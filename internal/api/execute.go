@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"example.com/hangup/internal/call"
@@ -74,9 +75,6 @@ func (s *server) takeDocument(v *visit) (document, error) {
 // newCall makes the call that a request is for, as far as can be told before its
 // headers are looked at: even a refused one is recorded.
 func (s *server) newCall(v *visit) *call.Call {
-	if v.caller.name == "" {
-		v.caller.name = address(v.r) // turned away before it was known who it is
-	}
 	c := &call.Call{ID: s.o.NewID(), Caller: v.caller.name, OnHangup: "cancel", At: v.at}
 	if len(v.params) > 0 {
 		if _, ok := s.workloads[v.params[0]]; ok {
@@ -96,11 +94,17 @@ func (s *server) name(v *visit, c *call.Call, workload, task string) error {
 		return fmt.Errorf("%w: %q; there is %s", call.ErrNoSuchWorkload, clip(workload), s.names(v.caller))
 	}
 	c.Workload = workload
-	if len(task) > maxTask || !validValue(task) {
+	if len(task) > maxTask || !printable(task) {
 		return fmt.Errorf("%w: %q", call.ErrNoSuchTask, clip(task))
 	}
 	c.Task = task
 	return nil
+}
+
+// printable tells whether a name can be shown to people as it is: others than the
+// caller see it, on terminals, which obey control characters.
+func printable(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // names lists the workloads that a caller may know of.
@@ -242,6 +246,9 @@ func (s *server) do(v *visit, c *call.Call) {
 	err := s.o.Calls.Do(ctx, c)
 	stop()
 	out.end()
+	if s.walkedOut(c, err) {
+		s.o.Budget.charge(v.caller.payer())
+	}
 	switch {
 	case err == nil:
 	case out.begun, errors.Is(err, call.ErrHungUp):
@@ -255,11 +262,21 @@ func (s *server) do(v *visit, c *call.Call) {
 // refuse turns a call away that has not begun.
 func (s *server) refuse(v *visit, c *call.Call, err error) {
 	s.o.Calls.Refuse(c, err)
-	if errors.Is(err, call.ErrHungUp) {
+	if errors.Is(err, call.ErrHungUp) { // in the middle of its document
+		s.o.Budget.charge(v.caller.payer())
 		v.abort()
 	}
 	v.w.Header().Set("Hangup-Call", c.ID)
 	s.end(v, c, err)
+}
+
+// walkedOut tells whether the caller put an end to its call: it hung up, or had
+// said beforehand when it would. One that could choose the latter to get past the
+// budget costs as many workers.
+func (s *server) walkedOut(c *call.Call, err error) bool {
+	limit := s.workloads[c.Workload].Timeout
+	return errors.Is(err, call.ErrHungUp) ||
+		errors.Is(err, call.ErrTimedOut) && c.Timeout > 0 && (limit == 0 || c.Timeout < limit)
 }
 
 // end replies to a call that ended without a result.

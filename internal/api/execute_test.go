@@ -188,6 +188,11 @@ func TestNamesThatDoNotExist(t *testing.T) {
 		{"/execute/echo/" + strings.Repeat("x", 5000), "", "no-such-task", "x…"},
 		{"/execute/echo/a%00b", "", "no-such-task", `\x00`},
 		{"/execute/echo/a%0d%0aEvil:%201", "", "no-such-task", `\r\n`},
+		{"/execute/echo/a%1b%5b2J", "", "no-such-task", `a\x1b[2J`},
+		{"/execute/echo/a%c2%9b2J", "", "no-such-task", `a\u009b2J`},
+		{"/execute/echo/a%e2%80%aeb", "", "no-such-task", `a\u202eb`},
+		{"/execute/echo/a%7f", "", "no-such-task", `a\x7f`},
+		{"/execute/echo/a%ff", "", "no-such-task", `a\xff`},
 		{"/execute", `{"workload":"nope"}`, "no-such-workload", "echo, resize"},
 		{"/execute", `{"workload":"echo","task":"\u0000"}`, "no-such-task", `\x00`},
 	} {

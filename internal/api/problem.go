@@ -141,8 +141,10 @@ var problems = []problem{
 		"The same Idempotency-Key came with another input before. Use a new key for new input.",
 	},
 	{
-		"too-many-calls", http.StatusTooManyRequests, "Too many calls", nil,
-		"This caller has used up its own budget. Wait as long as Retry-After says.",
+		"too-many-calls", http.StatusTooManyRequests, "Too many calls were given up",
+		[]error{call.ErrTooManyCalls},
+		"This caller has hung up on more calls, or let more of them run into its own Call-Timeout, than limits.hangups in the " +
+			"server's config allows: each can cost a worker process. Other callers are served. Wait as long as Retry-After says.",
 	},
 	{
 		"too-many-probes", http.StatusServiceUnavailable, "Too many probes",
@@ -195,6 +197,13 @@ func (s *server) fail(v *visit, c *call.Call, err error) {
 	switch p.status {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", `Bearer realm="hangup"`)
+	case http.StatusTooManyRequests:
+		h.Set("Retry-After", retryAfter(err))
+		// This ends a flood of streams: over HTTP/2 net/http makes it a GOAWAY. A
+		// proxy's connection stays, because others share it.
+		if !v.caller.proxied {
+			h.Set("Connection", "close")
+		}
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter(err))
 	}

@@ -4,6 +4,7 @@
 // Its promises: nobody gets past the door without a Host it knows, the same
 // origin and, where tokens are configured, a token that allows it; every request
 // for work is recorded as a call with exactly one end, also when it is refused;
+// who hangs up more than the budget allows is refused for a while, and nobody else;
 // a call's context never comes from its request, its hang-up comes from
 // connwatch; and every error is a problem document (RFC 9457) from one table.
 //
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"example.com/hangup/internal/call"
 	"example.com/hangup/internal/calls"
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
@@ -33,6 +35,7 @@ type Options struct {
 	Metrics   http.Handler
 	Ready     func() error // why the server cannot serve; nil: it can
 	NewID     func() string
+	Budget    *Budget // of hang-ups; it outlives the handler
 
 	// What GET /workloads says of the server itself.
 	Containment, Isolation   string
@@ -102,7 +105,7 @@ var routes = []struct {
 
 // ServeHTTP takes a request to the door, to its endpoint, or to an error.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	v := &visit{w: w, r: r, at: time.Now(), body: newBody(w, r, s.o.Config.Limits, s.o.Spool)}
+	v := &visit{w: w, r: r, at: time.Now(), caller: s.door.arrive(r), body: newBody(w, r, s.o.Config.Limits, s.o.Spool)}
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 
 	segments := split(r.URL)
@@ -131,8 +134,13 @@ func (s *server) admit(v *visit, segments []string) (endpoint, error) {
 	if err != nil {
 		return endpoint{}, err
 	}
-	v.caller, err = s.door.identify(v.r, e.needs)
-	return e, err
+	if v.caller, err = s.door.identify(v.r, v.caller, e.needs); err != nil || e.needs != execute {
+		return e, err
+	}
+	if wait := s.o.Budget.wait(v.caller.payer()); wait > 0 {
+		return e, &call.RetryError{Err: call.ErrTooManyCalls, After: wait}
+	}
+	return e, nil
 }
 
 func find(method string, segments []string) (endpoint, []string, error) {

@@ -75,6 +75,7 @@ type server struct {
 	http   *http.Server
 	watch  *connwatch.Watcher
 	doors  *listen.Set
+	budget *api.Budget // outlives a reload, as what callers owe does
 
 	draining atomic.Bool
 	booted   atomic.Bool // every pool has been up or has failed once
@@ -115,6 +116,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer s.doors.Close()
+	s.budget = api.NewBudget(o.Config.Limits.Hangups)
 	s.calls = calls.New(work, calls.Options{Door: s, Emit: emit})
 	for _, w := range o.Config.Workloads {
 		p := s.open(work, w, emit)
@@ -129,7 +131,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.http = s.newHTTP(api.New(api.Options{
 		Config: o.Config, Calls: s.calls, Spool: bodies, Workloads: s.snapshots, Metrics: observer.Handler(),
 		Ready: s.ready, Containment: containment, Isolation: isolation,
-		ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
+		ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID, Budget: s.budget,
 	}))
 	s.logStart(supervisor)
 	return s.serve(ctx)

@@ -44,7 +44,8 @@ func (s *server) newHTTP(handler http.Handler) *http.Server {
 			s.doors.ConnState(c, state)
 		},
 		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
-		Protocols: protocols,
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" has to pass the door, too
+		Protocols:                    protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          s.o.Config.Limits.Streams,
 			MaxReceiveBufferPerConnection: UploadWindow,
