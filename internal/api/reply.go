@@ -83,16 +83,21 @@ func (p *reply) Write(ctx context.Context, b []byte) error {
 		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
 	}
 	p.begun = true
-	// A caller who does not read must not keep a call that has ended.
+	return interruptible(ctx, p.conn, func() error { return p.pass(b) })
+}
+
+// interruptible runs a write for a call, which fails when the call ends: a caller
+// who does not read must not keep one that has ended.
+func interruptible(ctx context.Context, conn *http.ResponseController, write func() error) error {
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = p.conn.SetWriteDeadline(past)
+		_ = conn.SetWriteDeadline(past)
 		close(woken)
 	})
-	err := p.pass(b)
+	err := write()
 	if !stop() {
 		<-woken
-		_ = p.conn.SetWriteDeadline(time.Time{}) // this may have been the last part
+		_ = conn.SetWriteDeadline(time.Time{}) // this may have been the last part
 	}
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), call.ErrHungUp)
