@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/proctest"
@@ -265,7 +266,8 @@ func TestWatchers(t *testing.T) {
 	slow.Close()
 }
 
-// TestDrainWithWatchers: they see the end of their calls, and hold nobody up.
+// TestDrainWithWatchers: they see the end of their calls, and hold nobody up: the
+// server is gone in the time that it has without them (promise P13).
 func TestDrainWithWatchers(t *testing.T) {
 	s := launch(t, python, "drain: 300ms")
 	reply := s.later("/execute/py/sleep", "1000")
@@ -273,7 +275,11 @@ func TestDrainWithWatchers(t *testing.T) {
 	e := s.follow("GET", "/calls/"+id+"/events", "")
 	e.until("the start", func(e told) bool { return e.name == "started" })
 	s.client.CloseIdleConnections()
+	began := time.Now()
 	s.end(syscall.SIGTERM, 0)
+	if took := time.Since(began); took > 300*time.Millisecond+200*time.Millisecond+2*time.Second { // drain, grace, and patience
+		t.Errorf("gone after %v", took)
+	}
 	if list := e.rest(); len(list) != 1 || list[0].data["type"] != "/problems/draining" {
 		t.Errorf("%v", list)
 	}

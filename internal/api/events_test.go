@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -506,6 +507,49 @@ func TestHeartbeat(t *testing.T) {
 		close(say)
 		working.Wait()
 	})
+}
+
+// piped is a ResponseWriter whose reader takes as long as it likes.
+type piped struct{ net.Conn }
+
+func (piped) Header() http.Header { return http.Header{} }
+func (piped) WriteHeader(int)     {}
+func (piped) Flush()              {}
+
+// A reader may pause, and is given up only after readerWait, or when it leaves.
+func TestReaderWait(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer ours.Close()
+			defer theirs.Close()
+			e := newStream(&visit{w: piped{ours}, body: &body{conn: http.NewResponseController(piped{ours})}})
+			var reading sync.WaitGroup
+			defer reading.Wait()
+			reading.Go(func() {
+				time.Sleep(readerWait - time.Second)
+				if _, err := io.ReadFull(theirs, make([]byte, 3)); err != nil {
+					t.Error(err)
+				}
+				if leaves {
+					time.Sleep(time.Second)
+					e.leave()
+				}
+			})
+			e.buf = append(e.buf, "one"...)
+			if err := e.send(); err != nil {
+				t.Errorf("a reader that pauses: %v", err)
+			}
+			began, want := time.Now(), readerWait
+			if leaves {
+				want = time.Second
+			}
+			e.buf = append(e.buf, "two"...)
+			if err := e.send(); err == nil || time.Since(began) != want {
+				t.Errorf("given up after %v, want %v: %v", time.Since(began), want, err)
+			}
+		})
+	}
 }
 
 // Whatever a worker says is one line of JSON in UTF-8 that gives it back.

@@ -285,3 +285,15 @@ func TestTrailsAccount(t *testing.T) {
 		}
 	})
 }
+
+// BenchmarkCall is a call that says nothing and that nobody watches: its events
+// must cost it nothing.
+func BenchmarkCall(b *testing.B) {
+	r := New(b.Context(), Options{Emit: func(event.Event) {}, Door: door(func(context.Context, *call.Call) error { return nil })})
+	b.ReportAllocs()
+	for b.Loop() {
+		c := newCall("a")
+		ctx, _ := r.Begin(c)
+		r.Do(ctx, c)
+	}
+}
