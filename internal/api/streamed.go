@@ -28,7 +28,6 @@ const heldResult = 1 << 20
 type streamed struct {
 	*stream
 	call  *call.Call
-	input call.Input
 	watch *calls.Watch
 	peer  context.Context // of the request, for connwatch only
 	// timing is the value of Server-Timing when the stream begins.
@@ -54,7 +53,7 @@ type streamed struct {
 func (s *server) stream(v *visit, c *call.Call) {
 	defer v.body.Close()
 	out := &streamed{
-		stream: newStream(v), call: c, input: c.Input, peer: v.r.Context(),
+		stream: newStream(v), call: c, peer: v.r.Context(),
 		timing: func() string { return s.timing(c, true) },
 		large:  make(chan struct{}), followed: make(chan struct{}),
 	}
