@@ -11,7 +11,7 @@ PROCESS_ROOMS := ./internal/reap/... ./internal/proc/... ./internal/kind/... ./i
 STRESS_COUNT  ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test stress lint bench rename clean need-go need-git need-python need-race need-strace
+.PHONY: help demo run build test docs stress lint bench rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 		echo "not as gofumpt formats it (run: $(TOOL) gofumpt -w .):"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
+
+docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.schema.json, docs/states.md
+	$(GO) test -count=1 ./internal/config -run Published -update
+	$(GO) test -count=1 ./internal/pool -run StatesDoc -update
 
 bench: build ## what the hop through hangup costs beside a bare net/http echo
 	$(GO) run ./bench/hop

@@ -28,6 +28,7 @@ var rooms = map[string][]string{
 	"internal/wire":      {},
 	"internal/config":    {},
 	"internal/connwatch": {},
+	"internal/listen":    {"internal/config", "internal/event"},
 	"internal/spool":     {},
 	"internal/reap":      {},
 	"internal/proc":      {"internal/event", "internal/reap"},
@@ -43,7 +44,7 @@ var rooms = map[string][]string{
 	},
 	"internal/daemon": { // the wiring: every room a call goes through
 		"internal/api", "internal/call", "internal/calls", "internal/config", "internal/connwatch", "internal/event",
-		"internal/kind/worker", "internal/observe", "internal/pool", "internal/proc", "internal/spool",
+		"internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/spool",
 	},
 	"internal/proctest": {},
 

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"example.com/hangup/internal/proc"
 )
 
@@ -34,7 +36,12 @@ type patient struct {
 }
 
 func newPatient(addr string) (*patient, error) {
-	c, err := net.Dial("tcp", addr)
+	return plainTCP.patient(&server{addr: addr})
+}
+
+// patient connects by a transport of HTTP/1.1.
+func (tr transport) patient(s *server) (*patient, error) {
+	c, err := tr.dial(s)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +85,10 @@ func (p *patient) send(pause time.Duration, parts ...string) error {
 	}
 	return nil
 }
+
+// largeBody is made once: a caller that makes it after it has connected may take longer
+// for that than the server waits for a request.
+var largeBody = sync.OnceValue(func() string { return strconv.Quote(strings.Repeat("x", large)) })
 
 // patience are the ways of callers that look as if they might have gone. Each
 // makes its calls with nonces that begin with n.
@@ -134,7 +145,7 @@ var patience = []struct {
 		return errors.Join(p.send(20*time.Millisecond, answers("py", "", n, 0.1), next), p.expect(n), p.expect(body))
 	}},
 	{"8 MiB after 8 MiB", 2, func(p *patient, n string) error {
-		body := strconv.Quote(strings.Repeat("x", large))
+		body := largeBody()
 		next := request("/execute/py/echo", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(body)), body)
 		return errors.Join(p.send(0, next), p.expect(body), p.send(0, next), p.expect(body))
 	}},
@@ -148,22 +159,139 @@ var patience = []struct {
 	}},
 }
 
+// streams are the ways of patient callers over HTTP/2.
+var streams = []struct {
+	name  string
+	calls int
+	stay  func(h *h2conn, n string) error
+}{
+	{"one after the other", 5, func(h *h2conn, n string) error {
+		for i := range 5 {
+			if err := h.answers(fmt.Sprint(n, i), 0, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}},
+	{"at once", 8, func(h *h2conn, n string) error {
+		failed := make(chan error, 8)
+		for i := range 8 {
+			go func() { failed <- h.answers(fmt.Sprint(n, i), 0.02*float64(i), nil) }()
+		}
+		var all []error
+		for range 8 {
+			all = append(all, <-failed)
+		}
+		return errors.Join(all...)
+	}},
+	{"slow body", 1, func(h *h2conn, n string) error {
+		return h.answers(n, 0, func() { time.Sleep(time.Millisecond) }) // what a slow caller does
+	}},
+	{"beside one that is given up", 1, func(h *h2conn, n string) error {
+		s, err := h.request("POST", "/execute/py/echo", false, "content-length", "10")
+		if err != nil {
+			return err
+		}
+		given := make(chan error, 1)
+		go func() { given <- s.cancel() }()
+		return errors.Join(h.answers(n, 0.05, nil), <-given)
+	}},
+	{"settings, pings and priorities meanwhile", 1, func(h *h2conn, n string) error {
+		return h.answers(n, 0, func() {
+			h.frame(func() error {
+				return errors.Join(h.out.WritePing(false, [8]byte{1}), h.out.WriteSettings(),
+					h.out.WritePriority(h.last, http2.PriorityParam{Weight: 9}))
+			})
+		})
+	}},
+	{"a window that is shut for a while", 1, func(h *h2conn, n string) error {
+		body := `{"parts": 8, "size": 100000, "pause": 0.01}`
+		s, err := h.request("POST", "/execute/py/stream", false, "content-type", "application/json")
+		if err != nil {
+			return err
+		}
+		h.mu.Lock()
+		s.unread = true
+		h.mu.Unlock()
+		if err := s.send(body, true); err != nil {
+			return err
+		}
+		if err := s.await(func() bool { return s.size >= 65535 }); err != nil { // all that it may send
+			return err
+		}
+		h.mu.Lock()
+		s.unread = false
+		h.mu.Unlock()
+		if err := h.frame(func() error { return h.out.WriteWindowUpdate(s.id, 1<<20) }); err != nil {
+			return err
+		}
+		if _, _, err := s.whole(); err != nil || s.size != 800_000 {
+			return fmt.Errorf("%d bytes, %v", s.size, err)
+		}
+		return nil
+	}},
+}
+
+// answers makes a call of testdata's task of that name, whose reply is the nonce. Where
+// between is given, it is called between the bytes of the body.
+func (h *h2conn) answers(nonce string, seconds float64, between func()) error {
+	input := fmt.Sprintf(`{"seconds": %v, "nonce": %q, "times": 1}`, seconds, nonce)
+	s, err := h.request("POST", "/execute/py/answers", false, "content-type", "application/json")
+	if err != nil {
+		return err
+	}
+	if between != nil {
+		for i := range len(input) {
+			if err := s.send(input[i:i+1], false); err != nil {
+				return err
+			}
+			between()
+		}
+		input = ""
+	}
+	if err := s.send(input, true); err != nil {
+		return err
+	}
+	if status, body, err := s.whole(); err != nil || status != "200" || body != nonce {
+		return fmt.Errorf("got %s %.200q, %v, want %q", status, body, err, nonce)
+	}
+	return nil
+}
+
 // patientCallers is how many callers stay in TestPatience; the environment
 // variable says another number, such as 100000.
-const patientCallers, patientVariable = 200, "HANGUP_TEST_CALLERS"
+const patientCallers, patientVariable = 300, "HANGUP_TEST_CALLERS"
 
 // TestPatience: a caller that is there is never taken for gone, however little it
-// says.
+// says, by whatever way it has come.
 func TestPatience(t *testing.T) {
 	callers := patientCallers
 	if n, err := strconv.Atoi(os.Getenv(patientVariable)); err == nil {
 		callers = n
 	}
-	s := start(t, `
-  py: {command: [python3, worker.py], workers: 6, spares: 0, queue: {length: 1000, wait: 1m}, stop: {grace: 200ms}}
-`)
+	for _, secure := range []bool{false, true} {
+		settings := []string{everywhere}
+		if secure {
+			settings = append(settings, withTLS)
+		}
+		s := start(t, `
+  py: {command: [python3, worker.py], workers: 6, spares: 0, queue: {length: 2000, wait: 1m}, stop: {grace: 200ms}}
+`, settings...)
+		var ways []transport
+		for _, tr := range transports {
+			if tr.secure == secure {
+				ways = append(ways, tr)
+			}
+		}
+		stayAll(t, s, ways, callers/2)
+	}
+}
+
+// stayAll has so many callers come by these ways and stay.
+func stayAll(t *testing.T, s *server, ways []transport, callers int) {
 	const atOnce = 200
-	var turn, calls atomic.Int64
+	largeBody()
+	var turn, calls, givenUp atomic.Int64
 	var all sync.WaitGroup
 	for range atOnce {
 		all.Go(func() {
@@ -172,29 +300,56 @@ func TestPatience(t *testing.T) {
 				if n >= callers {
 					return
 				}
-				way := patience[n%len(patience)]
-				if way.name == "8 MiB after 8 MiB" && n%1000 >= len(patience) {
-					way = patience[0] // so much costs more than it tells
-				}
-				calls.Add(int64(way.calls))
-				p, err := newPatient(s.addr)
-				if err == nil {
-					err = way.stay(p, fmt.Sprintf("n%d-", n))
-					p.Close()
+				tr, k := ways[n%len(ways)], n/len(ways)
+				name, made, err := stay(s, tr, k, fmt.Sprintf("n%d-", n))
+				calls.Add(int64(made))
+				if name == "beside one that is given up" {
+					givenUp.Add(1)
 				}
 				if err != nil {
-					t.Errorf("%s: %.1000v", way.name, err)
+					t.Errorf("%s: %s: %.1000v", tr.name, name, err)
 				}
 			}
 		})
 	}
 	all.Wait()
-	t.Logf("%d callers, %d calls", callers, calls.Load())
-	for outcome, want := range map[string]int64{"done": calls.Load(), "": calls.Load()} {
+	s.eventually("all over", func() bool {
+		return int64(s.metric(`hangup_calls_total`)) == calls.Load()+givenUp.Load()
+	})
+	t.Logf("%d callers, %d calls; %d more were given up beside them", callers, calls.Load(), givenUp.Load())
+	for outcome, want := range map[string]int64{"done": calls.Load(), "cancelled": givenUp.Load()} {
 		if got := int64(s.metric(fmt.Sprintf(`hangup_calls_total{outcome="%s`, outcome))); got != want {
 			t.Errorf("%d calls ended %s, want %d", got, outcome, want)
 		}
 	}
+}
+
+// stay has the k-th caller come by tr, and returns how it stayed and how many calls it made.
+func stay(s *server, tr transport, k int, n string) (name string, calls int, err error) {
+	if tr.h2 {
+		way := streams[k%len(streams)]
+		c, err := tr.dial(s)
+		if err != nil {
+			return way.name, way.calls, err
+		}
+		defer c.Close()
+		h, err := newH2(c)
+		if err == nil {
+			h.patience = time.Minute // as with newPatient
+			err = way.stay(h, n)
+		}
+		return way.name, way.calls, err
+	}
+	way := patience[k%len(patience)]
+	if way.name == "8 MiB after 8 MiB" && k%1000 >= len(patience) {
+		way = patience[0] // so much costs more than it tells
+	}
+	p, err := tr.patient(s)
+	if err == nil {
+		err = way.stay(p, n)
+		p.Close()
+	}
+	return way.name, way.calls, err
 }
 
 // TestKeepAlive: a connection whose call went wrong is closed, or the next reply
@@ -484,7 +639,7 @@ func TestSlowReader(t *testing.T) {
 			p := ask()
 			call := stuck()
 			left := time.Now()
-			m.leave(p.Conn.(*net.TCPConn))
+			m.leave(p.Conn)
 			s.eventually("the evidence", func() bool {
 				s.fetch("/calls/"+call.ID, &call)
 				return call.State == "ended" && call.Cancel != nil

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bufio"
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -42,16 +41,6 @@ const (
 
 var phases = []phase{receiving, queued, running, replying}
 
-// form is what the caller has sent by then.
-type form struct {
-	name    string
-	headers string
-	body    string
-	late    string // the rest of the body: it is still on its way when the caller leaves
-	behind  string // what it sends behind its request
-	partial bool   // the body never gets complete, so that no worker is ever due
-}
-
 // large is a body that is not in memory alone, at the server.
 const large = 8 << 20
 
@@ -59,86 +48,89 @@ var (
 	second = request("/execute/py/pid", "Content-Length: 4\r\n", "null")
 
 	forms = []form{
-		{name: "no body", headers: "Content-Length: 0\r\n"},
-		{name: "body", headers: "Content-Length: 5\r\n", body: `"abc"`},
-		{name: "8 MiB", headers: fmt.Sprintf("Content-Length: %d\r\n", large), body: strings.Repeat("x", large)},
-		{name: "stray byte behind", headers: "Content-Length: 5\r\n", body: `"abc"`, behind: "P"},
-		{name: "second request behind", headers: "Content-Length: 5\r\n", body: `"abc"`, behind: second},
+		{name: "no body"},
+		{name: "body", length: 5, body: `"abc"`},
+		{name: "8 MiB", length: large, body: strings.Repeat("x", large)},
+		{name: "stray byte behind", length: 5, body: `"abc"`, behind: "P"},
+		{name: "second request behind", length: 5, body: `"abc"`, behind: second},
 		{
-			name: "more than allowed behind", headers: "Content-Length: 5\r\n", body: `"abc"`,
-			behind: strings.Repeat(second, (connwatch.MaxBehind+4097)/len(second)+1),
+			name: "more than allowed behind", length: 5, body: `"abc"`,
+			behind: strings.Repeat(second, (connwatch.MaxBehind+4097+2*16<<10)/len(second)+1),
 		},
 		{
-			name: "8 MiB on its way", partial: true, headers: fmt.Sprintf("Content-Length: %d\r\n", large+1),
+			name: "8 MiB on its way", partial: true, length: large + 1,
 			body: strings.Repeat("x", 1<<20), late: strings.Repeat("x", large-1<<20),
 		},
-		{name: "body half sent", partial: true, headers: "Content-Length: 200000\r\n", body: strings.Repeat("x", 100_000)},
-		{name: "body not begun", partial: true, headers: "Content-Length: 5\r\n"},
-		{name: "chunk half sent", partial: true, headers: "Transfer-Encoding: chunked\r\n", body: "5\r\n\"abc\"\r\n10000\r\nabc"},
-		{name: "100-continue pending", partial: true, headers: "Expect: 100-continue\r\nContent-Length: 5\r\n"},
+		{name: "body half sent", partial: true, length: 200_000, body: strings.Repeat("x", 100_000)},
+		{name: "body not begun", partial: true, length: 5},
+		{name: "chunk half sent", partial: true, length: -1, body: `"abc"`},
+		{name: "100-continue pending", partial: true, length: 5, expect: true},
 	}
 )
 
-// manner is how a caller leaves.
-type manner struct {
-	name  string
-	leave func(*net.TCPConn)
-}
-
-var (
-	fin       = manner{"FIN", func(c *net.TCPConn) { c.Close() }}
-	rst       = manner{"RST", func(c *net.TCPConn) { c.SetLinger(0); c.Close() }}
-	halfClose = manner{"half-close", func(c *net.TCPConn) { c.CloseWrite() }}
-	stays     = manner{"stays", func(*net.TCPConn) {}} // to break the bound is enough
-
-	manners = []manner{fin, rst, halfClose}
-)
-
-// TestHangUp: whatever has been sent and wherever the call is, a caller that
-// leaves is noticed; a call that waits is never started, one that runs is
-// stopped with its whole tree, and what lay behind it never starts.
+// TestHangUp: by whatever way a caller has come, whatever it has sent, and wherever
+// its call is: when it leaves, that is noticed; a call that waits is never started, one
+// that runs is stopped with its whole tree, and what lay behind it never starts.
 func TestHangUp(t *testing.T) {
-	s := start(t, `
+	const workloads = `
   full: {command: [python3, worker.py], workers: 1, spares: 0, stop: {grace: 200ms}}
   py: {command: [python3, worker.py], workers: 2, spares: 2, stop: {grace: 200ms}}
-`)
-	busy := s.dial()
-	io.WriteString(busy, request("/execute/full/sleep", "Content-Type: application/json\r\nContent-Length: 4\r\n", "1000"))
-	s.newest("running", func(c callRecord) bool { return c.State == "running" })
-
-	noticed := map[phase][]time.Duration{}
-	for _, at := range phases {
-		for _, f := range forms {
-			if f.partial && (at == running || at == replying) || !f.partial && at == receiving {
-				continue
-			}
-			manners := manners
-			if len(f.behind) > connwatch.MaxBehind {
-				manners = append(slices.Clip(manners), stays)
-			}
-			for _, m := range manners {
-				t.Run(fmt.Sprintf("%s/%s/%s", at, f.name, m.name), func(t *testing.T) {
-					took := (&parting{t: t, s: s, at: at, form: f, manner: m}).run()
-					noticed[at] = append(noticed[at], took)
-				})
+`
+	var all []time.Duration
+	for _, secure := range []bool{false, true} {
+		settings := []string{everywhere}
+		if secure {
+			settings = append(settings, withTLS)
+		}
+		s := start(t, workloads, settings...)
+		busy, err := transport{dial: (*server).dialUnix}.caller(s)
+		if err == nil {
+			err = busy.begin("/execute/full/sleeps", form{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.newest("running", func(c callRecord) bool { return c.State == "running" })
+		for _, tr := range transports {
+			if tr.secure == secure {
+				all = append(all, hangUps(t, s, tr)...)
 			}
 		}
-	}
-	fin.leave(busy)
-	var all []time.Duration
-	for _, at := range phases {
-		t.Logf("%s: noticed after %s", at, spread(noticed[at]))
-		all = append(all, noticed[at]...)
+		busy.leave(fin)
+		for _, c := range s.calls() {
+			if c.Task == "pid" {
+				t.Errorf("a request behind another was started: %+v", c)
+			}
+		}
 	}
 	t.Logf("all: noticed after %s", spread(all))
 	if p50 := percentile(all, 50); p50 > noticedWithin {
 		t.Errorf("hang-ups are noticed after %v, want %v", p50, noticedWithin)
 	}
-	for _, c := range s.calls() {
-		if c.Task == "pid" {
-			t.Errorf("a request behind another was started: %+v", c)
+}
+
+// hangUps leaves a server in every way that a transport has, and returns how long the
+// server took to notice each.
+func hangUps(t *testing.T, s *server, tr transport) (all []time.Duration) {
+	for _, at := range phases {
+		for _, f := range forms {
+			if f.partial && (at == running || at == replying) || !f.partial && at == receiving || f.behind != "" && tr.h2 {
+				continue
+			}
+			manners := tr.manners()
+			if len(f.behind) > connwatch.MaxBehind {
+				manners = append(slices.Clip(manners), stays)
+			}
+			for _, m := range manners {
+				t.Run(fmt.Sprintf("%s/%s/%s/%s", tr.name, at, f.name, m.name), func(t *testing.T) {
+					p := &parting{t: t, s: s, transport: tr, at: at, form: f, manner: m}
+					all = append(all, p.run())
+				})
+			}
 		}
 	}
+	t.Logf("%s: noticed after %s", tr.name, spread(all))
+	return all
 }
 
 // parting is one case of TestHangUp.
@@ -146,10 +138,20 @@ type parting struct {
 	t  *testing.T
 	s  *server
 	at phase
+	transport
 	form
 	manner
-	conn  *net.TCPConn
-	reply *bufio.Reader
+	caller caller
+}
+
+// path is the work that is left. Whether all of a tree dies does not depend on how the
+// caller came: by TCP the work has a family.
+func (p *parting) path() string {
+	tasks := map[phase]string{receiving: "py/sleeps", queued: "full/sleeps", running: "py/sleeps", replying: "py/pours"}
+	if p.transport.name == plainTCP.name {
+		tasks = map[phase]string{receiving: "py/tree", queued: "full/tree", running: "py/tree", replying: "py/streams"}
+	}
+	return "/execute/" + tasks[p.at]
 }
 
 // run makes the call, leaves it, checks what became of it, and returns how long
@@ -159,40 +161,41 @@ func (p *parting) run() time.Duration {
 	for _, c := range p.s.calls() {
 		before[c.ID] = true
 	}
-	p.conn = p.s.dial()
-	p.reply = bufio.NewReader(p.conn)
-	path := map[phase]string{receiving: "/execute/py/tree", queued: "/execute/full/tree", running: "/execute/py/tree", replying: "/execute/py/streams"}[p.at]
-	if _, err := io.WriteString(p.conn, request(path, p.headers, p.body)); err != nil {
+	var err error
+	if p.caller, err = p.transport.caller(p.s); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.caller.begin(p.path(), p.form); err != nil {
 		p.t.Fatal(err)
 	}
 	call := p.s.newest("in its phase", func(c callRecord) bool { return !before[c.ID] && p.inPhase(c) })
-	if strings.Contains(p.headers, "Expect") {
-		p.readHead("100 Continue")
+	if p.expect {
+		p.must(p.caller.head("100"))
 	}
 	var tree []proc.Process
 	if call.WorkerPid != 0 {
-		tree = p.s.family(call.WorkerPid)
+		tree = p.tree(call.WorkerPid)
 	}
+	listens := p.manner.name == halfClose.name || p.manner.name == stays.name || p.reset != nil // it reads below
 	if p.at == replying {
-		p.readHead("200 OK")
-		if m := p.manner.name; m != halfClose.name && m != stays.name { // they read below
-			go io.Copy(io.Discard, p.conn) // ends with the connection
+		p.must(p.caller.head("200"))
+		if !listens {
+			p.caller.drain()
 		}
 	}
 
-	io.WriteString(p.conn, p.late)
 	left := time.Now()
-	io.WriteString(p.conn, p.behind) // it may fail: the bound may be broken before its end
+	p.caller.proceed(p.form)
 	if len(p.behind) <= connwatch.MaxBehind {
 		left = time.Now()
 	}
-	p.leave(p.conn)
+	p.caller.leave(p.manner)
 	p.s.eventually("the evidence", func() bool {
 		p.s.fetch("/calls/"+call.ID, &call)
 		return call.State == "ended" && call.Cancel != nil
 	})
 	p.checkRecord(call, tree)
-	if p.manner.name == halfClose.name || p.manner.name == stays.name {
+	if listens && p.reset == nil {
 		p.checkSilence()
 	}
 	for _, c := range p.s.calls() {
@@ -207,6 +210,13 @@ func (p *parting) run() time.Duration {
 	return took
 }
 
+func (p *parting) must(err error) {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
 func (p *parting) inPhase(c callRecord) bool {
 	switch p.at {
 	case receiving:
@@ -218,18 +228,19 @@ func (p *parting) inPhase(c callRecord) bool {
 	}
 }
 
-// readHead reads the head of a reply.
-func (p *parting) readHead(status string) {
+// tree is what must die with the worker.
+func (p *parting) tree(pid int) []proc.Process {
 	p.t.Helper()
-	for first := true; ; first = false {
-		line, err := p.reply.ReadString('\n')
-		if err != nil || first && line != "HTTP/1.1 "+status+"\r\n" {
-			p.t.Fatalf("%q, %v; want %s", line, err, status)
-		}
-		if line == "\r\n" {
-			return
+	if p.transport.name == plainTCP.name {
+		return p.s.family(pid)
+	}
+	for _, one := range proc.Look(p.s.pid) {
+		if one.Pid == pid {
+			return []proc.Process{one}
 		}
 	}
+	p.t.Fatalf("the worker %d is not there", pid)
+	return nil
 }
 
 // checkRecord checks what is told of the call, and that nothing of the tree is left.
@@ -271,13 +282,12 @@ func checkKill(t *testing.T, c callRecord, size int) {
 // no whole reply.
 func (p *parting) checkSilence() {
 	p.t.Helper()
-	p.conn.SetReadDeadline(time.Now().Add(proctest.Patience))
-	rest, err := io.ReadAll(p.reply)
-	if err != nil && !errors.Is(err, syscall.ECONNRESET) {
+	size, whole, err := p.caller.rest()
+	if err != nil {
 		p.t.Errorf("the connection is not closed: %v", err)
 	}
-	if p.at != replying && len(rest) > 0 || bytes.HasSuffix(rest, []byte("\r\n0\r\n\r\n")) {
-		p.t.Errorf("it was replied to: %d bytes, at the end %q", len(rest), rest[max(0, len(rest)-100):])
+	if p.at != replying && size > 0 || whole {
+		p.t.Errorf("it was replied to: %d bytes, to the end: %v", size, whole)
 	}
 }
 
@@ -451,7 +461,7 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 	} else {
 		time.Sleep(pause) // the timing is the test: nothing is waited for
 	}
-	m.leave(c.(*net.TCPConn))
+	m.leave(c)
 	if m.name != halfClose.name || at == 2 {
 		return
 	}
@@ -487,7 +497,7 @@ func TestLeaveWithTheReply(t *testing.T) {
 				}
 				if err == nil {
 					err = p.expect(body)
-					manners[n%len(manners)].leave(p.Conn.(*net.TCPConn))
+					manners[n%len(manners)].leave(p.Conn)
 					p.Close()
 				}
 				if err != nil {

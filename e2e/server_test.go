@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,7 +34,8 @@ type server struct {
 	t      *testing.T
 	dir    string
 	cmd    *exec.Cmd // becomes the supervisor
-	addr   string
+	listen []string  // every address it listens on
+	addr   string    // the first of them, host:port
 	url    string
 	pid    int // of the server itself
 	client *http.Client
@@ -91,7 +93,14 @@ func prepare(t *testing.T, workloads string, settings ...string) *server {
 			s.write(filepath.Base(path), string(data))
 		}
 	}
-	s.write("hangup.yaml", "listen: [127.0.0.1:0]\n"+strings.Join(settings, "\n")+"\nworkloads:\n"+workloads)
+	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "listen:") }) {
+		settings = append([]string{"listen: [127.0.0.1:0]"}, settings...)
+	}
+	cert, key := certificate()
+	s.write("cert.pem", cert)
+	s.write("key.pem", key)
+	s.client.Transport = &http.Transport{TLSClientConfig: trust()}
+	s.write("hangup.yaml", strings.Join(settings, "\n")+"\nworkloads:\n"+workloads)
 	s.cmd = exec.Command(proctest.Build(t, "hangup", "./cmd/hangup", "-race"), "serve", "--config", filepath.Join(s.dir, "hangup.yaml"))
 	s.cmd.Env = append(proctest.Env(), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
 	proctest.Build(t, "hangup-shim", "./cmd/hangup-shim")
@@ -163,8 +172,14 @@ func (s *server) readLog(log io.Reader, serving chan<- struct{}) {
 		s.mu.Unlock()
 		if record["msg"] == "serving" && serving != nil {
 			s.pid = int(record["pid"].(float64))
-			s.addr = record["listen"].([]any)[0].(string)
+			for _, address := range record["listen"].([]any) {
+				s.listen = append(s.listen, address.(string))
+			}
+			s.addr = s.listen[0]
 			s.url = "http://" + s.addr
+			if record["tls"] == true {
+				s.url = "https://" + s.addr
+			}
 			close(serving)
 			serving = nil
 		}

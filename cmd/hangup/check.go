@@ -14,13 +14,20 @@ import (
 
 func checkVerb() *cobra.Command {
 	var path string
-	var asJSON bool
+	var asJSON, schema bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Validate a config file",
 		Long: "Reads a config as serve would and tells everything that is wrong with it, as\n" +
-			"FILE:LINE:COL: message. Exits with 0 when nothing is, else with 2.",
+			"FILE:LINE:COL: message. Exits with 0 when nothing is, else with 2. What is odd and no\n" +
+			"fault is told as a warning.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if schema {
+				if _, err := cmd.OutOrStdout().Write(config.Schema()); err != nil {
+					return fmt.Errorf("cannot write the schema: %w", err)
+				}
+				return nil
+			}
 			c, err := config.Load(path)
 			if asJSON {
 				return reportJSON(cmd.OutOrStdout(), path, c, err)
@@ -30,12 +37,19 @@ func checkVerb() *cobra.Command {
 	}
 	configFlag(cmd, &path)
 	jsonFlag(cmd, &asJSON)
+	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of a config, for an editor, and validate nothing")
+	cmd.MarkFlagsMutuallyExclusive("schema", "json")
+	cmd.MarkFlagsMutuallyExclusive("schema", "config")
 	return cmd
 }
 
 func report(cmd *cobra.Command, path string, c *config.Config, err error) error {
 	if err != nil {
 		return configFaults(cmd, err)
+	}
+	for _, w := range c.Warnings {
+		w.Msg = "warning: " + w.Msg
+		show(cmd.ErrOrStderr(), w)
 	}
 	noun := "workloads"
 	if len(c.Workloads) == 1 {
@@ -52,14 +66,18 @@ func configFaults(cmd *cobra.Command, err error) error {
 	if !errors.As(err, &faults) {
 		return &exitError{exitUsage, err}
 	}
-	w := cmd.ErrOrStderr()
 	for _, f := range faults {
-		fmt.Fprintln(w, f)
-		if f.Excerpt != "" {
-			fmt.Fprintln(w, "    "+strings.ReplaceAll(f.Excerpt, "\n", "\n    "))
-		}
+		show(cmd.ErrOrStderr(), f)
 	}
 	return &exitError{code: exitUsage}
+}
+
+// show writes a fault with the line of the file it is about.
+func show(w io.Writer, f config.Fault) {
+	fmt.Fprintln(w, f)
+	if f.Excerpt != "" {
+		fmt.Fprintln(w, "    "+strings.ReplaceAll(f.Excerpt, "\n", "\n    "))
+	}
 }
 
 func reportJSON(w io.Writer, path string, c *config.Config, err error) error {
@@ -68,9 +86,11 @@ func reportJSON(w io.Writer, path string, c *config.Config, err error) error {
 		OK        bool          `json:"ok"`
 		Workloads []string      `json:"workloads"`
 		Faults    config.Faults `json:"faults"`
-	}{File: path, OK: err == nil, Workloads: []string{}, Faults: config.Faults{}}
+		Warnings  config.Faults `json:"warnings"`
+	}{File: path, OK: err == nil, Workloads: []string{}, Faults: config.Faults{}, Warnings: config.Faults{}}
 	if err == nil {
 		result.Workloads = workloadNames(c)
+		result.Warnings = append(result.Warnings, c.Warnings...)
 	} else {
 		errors.As(err, &result.Faults)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"example.com/hangup/internal/config"
 	"example.com/hangup/python"
 )
 
@@ -22,8 +23,9 @@ func initVerb() *cobra.Command {
 	return &cobra.Command{
 		Use:   "init [DIR]",
 		Short: "Write a starter config and a worker that run as they stand",
-		Long: "Writes hangup.yaml, worker.py and the Python SDK hangup.py into DIR, which is the\n" +
-			"current directory by default. It never overwrites a file.",
+		Long: "Writes hangup.yaml, its JSON Schema for editors, worker.py and the Python SDK\n" +
+			"hangup.py into DIR, which is the current directory by default. It never overwrites\n" +
+			"a file.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := "."
@@ -33,7 +35,7 @@ func initVerb() *cobra.Command {
 			if err := writeStarter(dir); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "wrote hangup.yaml, worker.py and hangup.py in %s\n\n", dir)
+			fmt.Fprintf(cmd.OutOrStdout(), "wrote hangup.yaml, hangup.schema.json, worker.py and hangup.py in %s\n\n", dir)
 			fmt.Fprint(cmd.OutOrStdout(), nextSteps(dir))
 			if _, err := exec.LookPath("python3"); err != nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), "\nhangup init: python3 is not on the PATH, and the worker of this starter needs it: install Python 3.9 or later")
@@ -45,7 +47,7 @@ func initVerb() *cobra.Command {
 
 // writeStarter writes all files or none that is there already.
 func writeStarter(dir string) error {
-	files := map[string][]byte{"hangup.py": python.SDK}
+	files := map[string][]byte{"hangup.py": python.SDK, "hangup.schema.json": config.Schema()}
 	for _, name := range []string{"hangup.yaml", "worker.py"} {
 		data, err := starter.ReadFile("starter/" + name)
 		if err != nil {
@@ -54,7 +56,7 @@ func writeStarter(dir string) error {
 		files[name] = data
 	}
 	var there []string
-	for _, name := range []string{"hangup.yaml", "worker.py", "hangup.py"} {
+	for _, name := range []string{"hangup.yaml", "hangup.schema.json", "worker.py", "hangup.py"} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 			there = append(there, filepath.Join(dir, name))
 		}

@@ -143,6 +143,17 @@ def floods(seconds):
 def streams(_):
     """A reply without an end, from a task with a family."""
     family()
+    return pours(_)
+
+
+@hangup.task
+def sleeps(_):
+    time.sleep(1000)
+
+
+@hangup.task
+def pours(_):
+    """A reply without an end."""
 
     def parts():
         while True:

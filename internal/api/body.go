@@ -70,7 +70,7 @@ func (b *body) Receive(ctx context.Context) error {
 		}
 		b.over = true
 	}
-	b.release = connwatch.Bound(b.r.Context())
+	b.release = connwatch.Bound(b.r)
 	return nil
 }
 
@@ -128,6 +128,10 @@ func (b *body) cause(ctx context.Context, err, readErr error) error {
 		return fmt.Errorf("%w: it has %v", call.ErrBodyTimeout, b.limits.BodyTimeout)
 	case errors.Is(readErr, io.ErrUnexpectedEOF), errors.As(readErr, &network):
 		return call.ErrHungUp // in the middle of it
+	case b.r.ProtoMajor >= 2:
+		// The stream was reset, or is shorter or longer than it said, to which RFC 9113,
+		// section 8.1.1, has the answer be a reset, too.
+		return call.ErrHungUp
 	default:
 		return fmt.Errorf("%w: cannot read the body: %v", call.ErrBadRequest, readErr)
 	}

@@ -17,17 +17,10 @@ import (
 	"example.com/hangup/internal/connwatch"
 )
 
-// The bounds of an event stream.
-const (
-	// heartbeat is how long a stream is silent at most. A peer that vanished is
-	// missed from the first byte that it does not acknowledge, for
-	// connwatch.SendTimeout: with this before it, still within 35 s.
-	heartbeat = 4 * time.Second
-	// readerWait is how long a reader may take for a piece of pieceSize bytes,
-	// or it counts as gone.
-	readerWait = 35 * time.Second
-	pieceSize  = 64 << 10
-)
+// heartbeat is how long a stream is silent at most. A peer that vanished is missed
+// from the first byte that it does not acknowledge, for connwatch.SendTimeout: with
+// this before it, still within 35 s.
+const heartbeat = 4 * time.Second
 
 // errGone ends a stream whose reader has left.
 var errGone = errors.New("the reader of the events has gone")
@@ -69,20 +62,20 @@ func (e *stream) event(id int64, name string, data []byte) {
 }
 
 // send sends what has been put together. It fails when the reader has gone, or
-// takes too long.
+// takes longer than connwatch.SendTimeout for a piece, whatever the connection.
 func (e *stream) send() error {
 	left := e.buf
 	e.buf = e.buf[:0]
 	for len(left) > 0 {
-		piece := left[:min(len(left), pieceSize)]
-		left = left[len(piece):]
-		_ = e.conn.SetWriteDeadline(time.Now().Add(readerWait))
+		part := left[:min(len(left), piece)]
+		left = left[len(part):]
+		_ = e.conn.SetWriteDeadline(time.Now().Add(connwatch.SendTimeout))
 		select {
 		case <-e.gone: // and its deadline may have come before this one
 			return errGone
 		default:
 		}
-		if _, err := e.w.Write(piece); err != nil {
+		if _, err := e.w.Write(part); err != nil {
 			return err
 		}
 		if err := e.conn.Flush(); err != nil {
@@ -251,8 +244,9 @@ func (s *server) watchCall(v *visit) {
 		v.w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	defer connwatch.Streaming(v.r.Context())()
-	defer connwatch.Bound(v.r.Context())()
+	_, over := connwatch.Streaming(v.r) // the pace of the reader is seen to here
+	defer over()
+	defer connwatch.Bound(v.r)()
 	defer hangUp(v, e.leave)()
 	err = e.open()
 	if err == nil && v.r.Method == http.MethodHead {
@@ -292,7 +286,7 @@ func (e *stream) problem(id int64, c *call.Call, cause error) {
 // waits until f is done.
 func hangUp(v *visit, f func()) (stop func()) {
 	done := make(chan struct{})
-	cut := connwatch.AfterHangUp(v.r.Context(), func() {
+	cut := connwatch.AfterHangUp(v.r, func() {
 		defer close(done)
 		f()
 	})

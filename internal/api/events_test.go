@@ -27,6 +27,7 @@ import (
 	"example.com/hangup/internal/call"
 	"example.com/hangup/internal/calls"
 	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/connwatch"
 	"example.com/hangup/internal/event"
 )
 
@@ -516,7 +517,7 @@ func (piped) Header() http.Header { return http.Header{} }
 func (piped) WriteHeader(int)     {}
 func (piped) Flush()              {}
 
-// A reader may pause, and is given up only after readerWait, or when it leaves.
+// A reader may pause, and is given up only after connwatch.SendTimeout, or when it leaves.
 func TestReaderWait(t *testing.T) {
 	for _, leaves := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
@@ -527,7 +528,7 @@ func TestReaderWait(t *testing.T) {
 			var reading sync.WaitGroup
 			defer reading.Wait()
 			reading.Go(func() {
-				time.Sleep(readerWait - time.Second)
+				time.Sleep(connwatch.SendTimeout - time.Second)
 				if _, err := io.ReadFull(theirs, make([]byte, 3)); err != nil {
 					t.Error(err)
 				}
@@ -540,7 +541,7 @@ func TestReaderWait(t *testing.T) {
 			if err := e.send(); err != nil {
 				t.Errorf("a reader that pauses: %v", err)
 			}
-			began, want := time.Now(), readerWait
+			began, want := time.Now(), connwatch.SendTimeout
 			if leaves {
 				want = time.Second
 			}

@@ -221,14 +221,14 @@ func (s *server) do(v *visit, c *call.Call) {
 	}
 	defer v.body.Close()
 	out := &reply{
-		w: v.w, conn: v.body.conn, peer: v.r.Context(),
+		w: v.w, conn: v.body.conn, r: v.r,
 		timing: func(streamed bool) string { return s.timing(c, streamed) },
 	}
 	c.Reply = out
 	v.w.Header().Set("Hangup-Call", c.ID)
 
 	ctx, lease := s.o.Calls.Begin(c)
-	stop := connwatch.AfterHangUp(v.r.Context(), lease.Drop)
+	stop := connwatch.AfterHangUp(v.r, lease.Drop)
 	err := s.o.Calls.Do(ctx, c)
 	stop()
 	out.end()

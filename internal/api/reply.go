@@ -17,6 +17,10 @@ import (
 // streamed: more than a socket takes in at once.
 const streamedFrom = 64 << 10
 
+// piece is how many bytes of a stream a caller must take within connwatch.SendTimeout
+// where the kernel does not watch over it.
+const piece = 16 << 10
+
 // reply is a [call.Reply] that goes to a ResponseWriter, body untouched.
 //
 // Nothing is on the wire before the first Write. A reply of known size leaves in
@@ -25,7 +29,7 @@ const streamedFrom = 64 << 10
 type reply struct {
 	w    http.ResponseWriter
 	conn *http.ResponseController
-	peer context.Context // of the request, for connwatch only
+	r    *http.Request // for connwatch only
 	// timing is the value of Server-Timing now: the queue alone, or the run too.
 	timing func(streamed bool) string
 
@@ -33,7 +37,8 @@ type reply struct {
 	begun   bool  // something may be on the wire
 	size    int64 // -1: unknown
 	written int64
-	done    func() // ends the watch on a peer that vanishes in the middle
+	each    time.Duration // for the caller to take a piece of a stream; 0: the kernel sees to it
+	done    func()        // ends the watch on a peer that vanishes in the middle
 }
 
 // Head begins the reply.
@@ -46,7 +51,7 @@ func (p *reply) Head(h call.Head) error {
 	}
 	p.headed, p.size, p.done = true, h.Size, func() {}
 	if h.Size < 0 || h.Size > streamedFrom {
-		p.done = connwatch.Streaming(p.peer)
+		p.each, p.done = connwatch.Streaming(p.r)
 	}
 	header := p.w.Header()
 	header["Content-Type"] = nil // as the work said, never guessed
@@ -72,6 +77,21 @@ func (p *reply) Write(ctx context.Context, b []byte) error {
 	if !p.headed {
 		return errors.New("cannot write a reply before its head")
 	}
+	if p.each == 0 {
+		return p.write(ctx, b)
+	}
+	for len(b) > 0 {
+		n := min(len(b), piece)
+		if err := p.write(ctx, b[:n]); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// write sends a part that may not last longer than p.each, if that is above 0.
+func (p *reply) write(ctx context.Context, b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
@@ -83,19 +103,27 @@ func (p *reply) Write(ctx context.Context, b []byte) error {
 		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
 	}
 	p.begun = true
-	return interruptible(ctx, p.conn, func() error { return p.pass(b) })
+	return interruptible(ctx, p.conn, p.each, func() error { return p.pass(b) })
 }
 
 // interruptible runs a write for a call, which fails when the call ends: a caller
-// who does not read must not keep one that has ended.
-func interruptible(ctx context.Context, conn *http.ResponseController, write func() error) error {
+// who does not read must not keep one that has ended. It may last no longer than
+// each, if that is above 0.
+func interruptible(ctx context.Context, conn *http.ResponseController, each time.Duration, write func() error) error {
+	if each > 0 {
+		_ = conn.SetWriteDeadline(time.Now().Add(each))
+	}
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = conn.SetWriteDeadline(past)
 		close(woken)
 	})
 	err := write()
-	if !stop() {
+	if stop() {
+		if each > 0 {
+			_ = conn.SetWriteDeadline(time.Time{}) // the next part may be long in coming
+		}
+	} else {
 		<-woken
 		_ = conn.SetWriteDeadline(time.Time{}) // this may have been the last part
 	}

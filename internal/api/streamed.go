@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"time"
 
 	"example.com/hangup/internal/call"
 	"example.com/hangup/internal/calls"
@@ -29,13 +31,14 @@ type streamed struct {
 	*stream
 	call  *call.Call
 	watch *calls.Watch
-	peer  context.Context // of the request, for connwatch only
+	r     *http.Request // for connwatch only
 	// timing is the value of Server-Timing when the stream begins.
 	timing func() string
 	// drop gives up the caller's lease: it does not read any more.
 	drop func()
 
 	begun    bool
+	each     time.Duration // for the caller to take a piece of a large result; 0: the kernel sees to it
 	unwatch  func()        // ends the watch on a peer that vanishes
 	large    chan struct{} // closed when a large result waits to be written
 	followed chan struct{} // closed when nobody follows any more; then there are
@@ -53,7 +56,7 @@ type streamed struct {
 func (s *server) stream(v *visit, c *call.Call) {
 	defer v.body.Close()
 	out := &streamed{
-		stream: newStream(v), call: c, peer: v.r.Context(),
+		stream: newStream(v), call: c, r: v.r,
 		timing: func() string { return s.timing(c, true) },
 		large:  make(chan struct{}), followed: make(chan struct{}),
 	}
@@ -101,7 +104,7 @@ func (p *streamed) begin() {
 		return
 	}
 	p.begun = true
-	p.unwatch = connwatch.Streaming(p.peer)
+	p.each, p.unwatch = connwatch.Streaming(p.r)
 	p.w.Header().Set("Server-Timing", p.timing())
 	go func() {
 		defer close(p.followed)
@@ -159,7 +162,15 @@ func (p *streamed) Write(ctx context.Context, b []byte) error {
 		}
 	}
 	_, _ = p.encode.Write(b) // into buf
-	return interruptible(ctx, p.conn, p.pass)
+	for left := p.buf; len(left) > 0; {
+		part := left[:min(len(left), piece)]
+		left = left[len(part):]
+		if err := interruptible(ctx, p.conn, p.each, func() error { return p.pass(part) }); err != nil {
+			return err
+		}
+	}
+	p.buf = p.buf[:0]
+	return nil
 }
 
 // take takes the stream over from the goroutine that follows the call, once that
@@ -184,14 +195,12 @@ func (p *streamed) take(ctx context.Context) error {
 	return nil
 }
 
-// pass sends a part of a large result. Its time is the call's.
-func (p *streamed) pass() error {
-	_, err := p.w.Write(p.buf)
-	p.buf = p.buf[:0]
-	if err == nil {
-		err = p.conn.Flush()
+// pass sends a part of a large result.
+func (p *streamed) pass(part []byte) error {
+	if _, err := p.w.Write(part); err != nil {
+		return err
 	}
-	return err
+	return p.conn.Flush()
 }
 
 // finish writes the last event of a call that has ended with err.

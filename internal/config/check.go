@@ -2,8 +2,7 @@ package config
 
 import (
 	"fmt"
-	"net"
-	"net/netip"
+	"os"
 	"slices"
 	"strings"
 )
@@ -11,6 +10,7 @@ import (
 // check looks at what each key cannot see by itself.
 func (d *decoder) check(c *Config) {
 	d.checkListen(c)
+	d.checkTLS(c)
 	d.checkTokens(c)
 	if _, given := d.given["workloads"]; !given && len(d.faults) == 0 {
 		d.faults = append(d.faults, d.src.fault(1, 1, "workloads is missing: a server without work has nothing to serve; `hangup init` writes a starter"))
@@ -36,23 +36,10 @@ func (d *decoder) checkListen(c *Config) {
 			d.faultAt(at, "%s stands in the list already: remove one", addr)
 		}
 		first[addr] = true
-		if anyone && !loopback(addr) {
+		if anyone && !local(addr) {
 			d.faultAt(at, "%s can be reached from other machines, and anyone could run work: add auth.tokens, or write `auth: none` if that is meant", addr)
 		}
 	}
-}
-
-// loopback tells whether only this machine can reach addr, which is host:port.
-func loopback(addr string) bool {
-	name, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return false
-	}
-	if strings.EqualFold(name, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(name)
-	return err == nil && ip.Unmap().IsLoopback()
 }
 
 func (d *decoder) checkTokens(c *Config) {
@@ -94,6 +81,8 @@ func (d *decoder) checkWorkload(w *Workload) {
 			d.faultAt(at, "%s is set in env already: remove one", name)
 		} else if slices.Contains(w.PassEnv[:i], name) {
 			d.faultAt(at, "%s stands in the list already: remove one", name)
+		} else if _, there := os.LookupEnv(name); !there {
+			d.warnAt(at, "%s is not in the environment of this process: workers start without it", name)
 		}
 	}
 }

@@ -4,7 +4,8 @@
 //
 // A file goes through three steps, each of which reports every fault it can
 // find: source.go turns bytes into a tree, schema.go walks the tree with one row
-// a key, check.go looks at what only makes sense together.
+// a key, check.go looks at what only makes sense together. The rows say as well what
+// they take: [Schema] and docs/config.md are made of them.
 //
 // The package has no goroutine and imports nothing of this module.
 package config
@@ -28,6 +29,8 @@ const (
 	MaxWorkers     = 10_000    // workers, and as many spares, of one workload
 	MaxQueue       = 1_000_000 // calls in one queue
 	MaxConnections = 1_000_000
+	MaxStreams     = 10_000    // on one HTTP/2 connection
+	MaxHangups     = 1_000_000 // of one caller, at once or in a minute
 
 	MinFiles = 16 // descriptors of one process, where there is a limit: fewer, and hardly a program starts
 )
@@ -45,6 +48,10 @@ type Config struct {
 	Containment    Containment
 	Log            Log
 	Workloads      []Workload // in the order of the file; at least one
+
+	// Warnings are what is odd in the file and no fault, in its order: whoever reads the
+	// file tells them once.
+	Warnings []Fault
 
 	// File is the path the config was read from; Dir is its folder, absolute.
 	File, Dir string
@@ -205,11 +212,12 @@ func Parse(file string, data []byte) (*Config, error) {
 	c.File, c.Dir = file, filepath.Dir(abs)
 
 	d := &decoder{src: src, dir: c.Dir, given: map[string]entry{}}
-	schema(&c)(d, "", root)
+	schema(&c).take(d, "", root)
 	d.check(&c)
 	if len(d.faults) > 0 {
 		d.faults.sort()
 		return nil, d.faults
 	}
+	c.Warnings = d.odd
 	return &c, nil
 }

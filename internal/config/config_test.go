@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -74,6 +75,7 @@ var faultCases = []struct {
 	// Durations.
 	{work + "drain: 8\n", []string{"2:8: drain: 8 has no unit: write 8s for seconds"}},
 	{work + "drain: 1.5\n", []string{"2:8: drain: 1.5 has no unit: write 1.5s"}},
+	{work + "drain: -0s\n", []string{"2:8: drain: cannot be negative"}},
 	{work + "drain: -8s\n", []string{"2:8: drain: cannot be negative"}},
 	{work + "drain: 8 s\n", []string{`2:8: drain: cannot read "8 s" as a duration: write numbers with h, m, s or ms`}},
 	{work + "drain: 1d\n", []string{`2:8: drain: cannot read "1d" as a duration`}},
@@ -123,7 +125,17 @@ var faultCases = []struct {
 	{work + "listen: [127.0.0.1:http]\n", []string{`2:10: listen[0]: cannot use "http" as a port`}},
 	{work + "listen: [127.0.0.1:65536]\n", []string{`2:10: listen[0]: cannot use "65536" as a port`}},
 	{work + "listen: [\"a b:80\"]\n", []string{`2:10: listen[0]: "a b" is neither an address nor a host name`}},
-	{work + "listen: [unix:/run/h.sock]\n", []string{"2:10: listen[0]: unix sockets are not available in this version"}},
+	{work + "listen: [\"unix:\"]\n", []string{"2:10: listen[0]: the socket has no path: write unix:/path"}},
+	{work + "listen: [\"unix:@hangup\"]\n", []string{"2:10: listen[0]: a socket without a file is open to every user"}},
+	{work + "listen: [\"unix:a\\0b\"]\n", []string{"2:10: listen[0]: holds a NUL character"}},
+	{work + "listen: [unix:/" + strings.Repeat("x", 107) + "]\n", []string{`2:10: listen[0]: the path "/xxx`}},
+	{work + "listen: [unix:nowhere/h.sock]\n", []string{"2:10: listen[0]: cannot find the directory"}},
+	{work + "listen: [unix:a-file/h.sock]\n", []string{"2:10: listen[0]: "}},
+	{work + "listen: [unix:a-file]\n", []string{"2:10: listen[0]: "}},
+	{work + "listen: [unix:.]\n", []string{"2:10: listen[0]: "}},
+	{work + "listen: [unix:h.sock, unix:./h.sock]\n", []string{"2:23: listen[1]: unix:/"}},
+	{work + "listen:\n  - unix: /run/h.sock\n", []string{"3:5: listen[0]: must be host:port, not keys with values: as 127.0.0.1:8080, or unix:/path"}},
+	{work + "listen: [unix:h.sock, \":80\"]\n", []string{"2:23: listen[1]: :80 can be reached from other machines"}},
 	{work + "listen: [127.0.0.1:80, 127.0.0.1:80]\n", []string{"2:24: listen[1]: 127.0.0.1:80 stands in the list already"}},
 	{work + "listen:\n  - 127.0.0.1:80\n  - 0.0.0.0:80\n", []string{"4:5: listen[1]: 0.0.0.0:80 can be reached from other machines"}},
 	{work + "listen: [\":8080\"]\n", []string{"2:10: listen[0]: :8080 can be reached from other machines, and anyone could run work: add auth.tokens, or write `auth: none`"}},
@@ -143,6 +155,26 @@ var faultCases = []struct {
 	{work + "auth: {tokens: [{name: \"a\\nb\", sha256: " + digestA + ", allow: [execute]}]}\n", []string{`2:24: auth.tokens[0].name: "a\nb" is not a name`}},
 	{work + "hosts: [\"https://a.example\"]\n", []string{`2:9: hosts[0]: "https://a.example" is no host name`}},
 	{work + "hosts: [\"*.example\", a.example:80]\n", []string{"2:9: hosts[0]:", "2:22: hosts[1]:"}},
+
+	// Certificates and proxies; what is in the files, see TestCertificate.
+	{work + "tls: {}\n", []string{"2:6: tls: cert is missing: a certificate and its key are given together"}},
+	{work + "tls: {cert: a}\n", []string{"2:6: tls: key is missing"}},
+	{work + "tls: {key: a}\n", []string{"2:6: tls: cert is missing"}},
+	{work + "tls: on\n", []string{`2:6: tls: must be keys with values, not "on"`}},
+	{work + "tls: {cert: \"\", key: b}\n", []string{"2:13: tls.cert: names no file"}},
+	{work + "tls: {cert: a, key: b}\n", []string{"2:13: tls.cert: cannot read the certificate", "2:21: tls.key: cannot read the key"}},
+	{work + "tls: {cert: /dev/zero, key: .}\n", []string{`2:13: tls.cert: cannot read the certificate "/dev/zero": it is longer than 1024 KiB`, "2:29: tls.key: cannot read the key"}},
+	{work + "trusted_proxies: 10.0.0.0/8\n", []string{`2:18: trusted_proxies: must be a list, not "10.0.0.0/8"`}},
+	{work + "trusted_proxies: [proxy.example, 10.0.0.0/33, 10.0.0.0/08]\n", []string{
+		`2:19: trusted_proxies[0]: cannot read "proxy.example" as a network or an address: write it as 10.0.0.0/8`, "2:34: trusted_proxies[1]: cannot read", "2:47: trusted_proxies[2]: cannot read",
+	}},
+	{work + "trusted_proxies: [10.0.0.1/8]\n", []string{`2:19: trusted_proxies[0]: "10.0.0.1/8" is an address inside a network: write 10.0.0.0/8 for the network, or 10.0.0.1 for the one address`}},
+	{work + "trusted_proxies: [\"fe80::1%eth0\"]\n", []string{`2:19: trusted_proxies[0]: the zone of "fe80::1%eth0" cannot be told apart`}},
+	{work + "trusted_proxies: [10.0]\n", []string{"2:19: trusted_proxies[0]: must be a network or an address, not the number 10.0"}},
+	{work + "limits: {streams: 0}\n", []string{"2:19: limits.streams: must be 1 or more, not 0"}},
+	{work + "limits: {streams: 10001}\n", []string{"2:19: limits.streams: must be 10000 or less"}},
+	{work + "limits: {hangups: 5}\n", []string{"2:19: limits.hangups: must be keys with values, not the number 5"}},
+	{work + "limits: {hangups: {burst: -1, per_minute: 0}}\n", []string{"2:27: limits.hangups.burst: must be 0 or more", "2:43: limits.hangups.per_minute: must be 1 or more"}},
 
 	// Workloads.
 	{"workloads: {}\n", []string{"1:12: workloads: is empty: declare at least one"}},
@@ -169,8 +201,6 @@ var faultCases = []struct {
 	{inWorkload("env: {A: x}\n    pass_env: [A]"), []string{"4:16: workloads.w.pass_env[0]: A is set in env already"}},
 
 	// What is planned and not built: refused, never ignored.
-	{work + "tls: {cert: a, key: b}\n", []string{"2:6: tls: not available in this version: leave it out"}},
-	{work + "trusted_proxies: [10.0.0.0/8]\n", []string{"2:18: trusted_proxies: not available in this version"}},
 	{work + "containment: {minimum: cgroup}\n", []string{"2:24: containment.minimum: cgroup is not available in this version"}},
 	{inWorkload("kind: http"), []string{"3:11: workloads.w.kind: http is not available in this version: only worker is"}},
 	{inWorkload("kind: wroker"), []string{`3:11: workloads.w.kind: cannot be "wroker": did you mean worker?`}},
@@ -184,6 +214,7 @@ var faultCases = []struct {
 	{inWorkload("on_hangup: {allow: [cancel, linger]}"), []string{"3:33: workloads.w.on_hangup.allow[1]: linger is not available in this version: only cancel is"}},
 	{inWorkload("on_hangup: {result_ttl: 6m}"), []string{"3:29: workloads.w.on_hangup.result_ttl: not available in this version: leave it out"}},
 	{inWorkload("on_hangup: {result_ttl: 0s}"), []string{"3:29: workloads.w.on_hangup.result_ttl: not available in this version"}},
+	{inWorkload("recycle: {calls: \"0\", age: 0, memory: 0KiB}"), []string{"3:22: workloads.w.recycle.calls: not", "3:43: workloads.w.recycle.memory: not"}},
 	{inWorkload("on_hangup: {allow: []}"), []string{"3:24: workloads.w.on_hangup.allow: is empty"}},
 	{inWorkload("ready: {path: /}"), []string{"3:12: workloads.w.ready: not available in this version"}},
 	{inWorkload("stdin: body"), []string{"3:12: workloads.w.stdin: not available in this version"}},
@@ -269,7 +300,10 @@ func TestDefaultsSaid(t *testing.T) {
 	}
 	got, err := Parse(file, []byte(`
 listen: [127.0.0.1:8080]
-limits: {body: 16MiB, body_timeout: 30s, connections: 10000}
+hosts: []
+trusted_proxies: []
+auth: {tokens: []}
+limits: {body: 16MiB, body_timeout: 30s, connections: 10000, streams: 100, hangups: {burst: 2000, per_minute: 600}}
 spool: {dir: "", max: 1GiB}
 drain: 8s
 containment: {minimum: subreaper, cgroup: auto}
@@ -279,6 +313,8 @@ workloads:
     kind: worker
     command: [python3, resize.py]
     dir: .
+    env: {}
+    pass_env: []
     user: ""
     new_privileges: false
     workers: 0
@@ -310,7 +346,9 @@ func TestFilesUnlimited(t *testing.T) {
 }
 
 func TestEveryKey(t *testing.T) {
+	t.Setenv("DATABASE_URL", "there")
 	dir := t.TempDir()
+	writePair(t, dir, "server", time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 	for _, sub := range []string{"spool", "work"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil {
 			t.Fatal(err)
@@ -318,13 +356,15 @@ func TestEveryKey(t *testing.T) {
 	}
 	file := filepath.Join(dir, "hangup.yaml")
 	got, err := Parse(file, []byte(`# every key of this version, none at its default where there is a choice
-listen: [0.0.0.0:0, "[::1]:8443", "localhost:9"]
+listen: [0.0.0.0:0, "[::1]:8443", "localhost:9", unix:work/../h.sock, unix:/tmp/h.sock]
+tls: {cert: server.pem, key: ./server.key}
+trusted_proxies: [10.0.0.0/8, 192.0.2.7, "2001:db8::/32", "::1", "::ffff:172.16.0.0/108", "::ffff:192.0.2.8", 0.0.0.0/0]
 hosts: [app.example.com, 10.0.0.1, "fe80::1"]
 auth:
   tokens:
     - {name: ci, sha256: "`+digestA+`", allow: [execute, observe, operate], workloads: ["*"]}
     - {name: ops@home, sha256: "`+strings.Repeat("B", 64)+`", allow: [operate], workloads: [b, a]}
-limits: {body: 64KiB, body_timeout: 1m30s, connections: 1}
+limits: {body: 64KiB, body_timeout: 1m30s, connections: 1, streams: 10000, hangups: {burst: 0, per_minute: 1}}
 spool: {dir: spool, max: 0}
 drain: 0
 containment: {minimum: process-group, cgroup: never}
@@ -357,13 +397,18 @@ workloads:
 		t.Fatal(err)
 	}
 	want := &Config{
-		Listen: []string{"0.0.0.0:0", "[::1]:8443", "localhost:9"},
+		Listen: []string{"0.0.0.0:0", "[::1]:8443", "localhost:9", "unix:" + filepath.Join(dir, "h.sock"), "unix:/tmp/h.sock"},
+		TLS:    TLS{Cert: filepath.Join(dir, "server.pem"), Key: filepath.Join(dir, "server.key")},
 		Hosts:  []string{"app.example.com", "10.0.0.1", "fe80::1"},
+		TrustedProxies: []netip.Prefix{
+			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128"),
+			netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.0.2.8/32"), netip.MustParsePrefix("0.0.0.0/0"),
+		},
 		Auth: Auth{Tokens: []Token{
 			{Name: "ci", Allow: []string{"execute", "observe", "operate"}, Workloads: []string{"*"}},
 			{Name: "ops@home", Allow: []string{"operate"}, Workloads: []string{"b", "a"}},
 		}},
-		Limits:      Limits{Body: 65536, BodyTimeout: 90 * time.Second, Connections: 1, Streams: 100, Hangups: Hangups{Burst: 2000, PerMinute: 600}},
+		Limits:      Limits{Body: 65536, BodyTimeout: 90 * time.Second, Connections: 1, Streams: 10000, Hangups: Hangups{Burst: 0, PerMinute: 1}},
 		Spool:       Spool{Dir: filepath.Join(dir, "spool"), Max: 0},
 		Containment: Containment{Minimum: "process-group", Cgroup: "never"},
 		Log:         Log{Format: "text", Level: "debug"},
@@ -382,8 +427,21 @@ workloads:
 		OnHangup: OnHangup{Allow: []string{"cancel"}, ResultTTL: 5 * time.Minute},
 		Limits:   WorkLimits{Output: 1000, Files: 16},
 	}, a}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A variable that is not there is told of, and no fault: serve may have it.
+func TestPassEnvAbsent(t *testing.T) {
+	t.Setenv("HERE", "")
+	c, err := Parse("hangup.yaml", []byte(inWorkload("pass_env: [HERE, CONFIG_TEST_ABSENT]")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "hangup.yaml:3:22: workloads.w.pass_env[1]: CONFIG_TEST_ABSENT is not in the environment of this process: workers start without it"
+	if len(c.Warnings) != 1 || c.Warnings[0].Error() != want {
+		t.Errorf("got %v, want %s", c.Warnings, want)
 	}
 }
 

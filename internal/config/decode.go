@@ -16,6 +16,7 @@ type decoder struct {
 	dir    string           // relative paths start here
 	given  map[string]entry // what the file says, by path
 	faults Faults
+	odd    []Fault // and no reason to refuse the file
 }
 
 // entry is one key and its value as written; key is nil for a list's element.
@@ -24,63 +25,102 @@ type entry struct {
 	value ast.Node
 }
 
-// value takes in what stands at path.
-type value func(d *decoder, path string, n ast.Node)
+// value takes in what stands at a path, and says what may stand there.
+type value struct {
+	take   func(d *decoder, path string, n ast.Node)
+	schema fragment
+	must   bool // there is no default
+	later  bool // its feature is not built
+}
 
-// parser turns what stands at path into a T, or reports a fault and says false.
-type parser[T any] func(d *decoder, path string, n ast.Node) (T, bool)
+// parser turns what stands at a path into a T, or reports a fault and says false.
+type parser[T any] struct {
+	parse  func(d *decoder, path string, n ast.Node) (T, bool)
+	schema fragment
+	write  func(T) any // how a file says a T; nil: as it is
+}
 
-// key is one row of a schema.
+func (p parser[T]) written(v T) any {
+	if p.write == nil {
+		return v
+	}
+	return p.write(v)
+}
+
+// key is one row of a schema: doc is for users, in the reference and in editors.
 type key struct {
-	name  string
-	value value
+	name, doc string
+	value     value
 }
 
 // set keeps what p reads in dst, which holds the default.
 func set[T any](dst *T, p parser[T]) value {
-	return func(d *decoder, path string, n ast.Node) {
-		if v, ok := p(d, path, n); ok {
+	s := p.schema
+	s.Default = p.written(*dst)
+	return value{schema: s, take: func(d *decoder, path string, n ast.Node) {
+		if v, ok := p.parse(d, path, n); ok {
 			*dst = v
 		}
+	}}
+}
+
+// must keeps what p reads in dst, for a key that has no default.
+func must[T any](dst *T, p parser[T]) value {
+	v := set(dst, p)
+	v.must, v.schema.Default = true, nil
+	return v
+}
+
+// later is a key whose feature is not built: nothing that a file says is ever ignored
+// in silence. It may say that the feature is off, in one of these spellings.
+func later(off ...any) value {
+	s := fragment{Not: &fragment{}}
+	if len(off) > 0 {
+		s = fragment{Enum: off, Default: off[0]}
 	}
-}
-
-// later is a key whose feature is not built: nothing that a file says is ever
-// ignored in silence.
-func later(d *decoder, path string, n ast.Node) {
-	d.fault(n, "%s: not available in this version: leave it out", path)
-}
-
-// laterUnless lets a key of a feature that is not built say its default.
-func laterUnless[T comparable](usual T, p parser[T]) value {
-	return func(d *decoder, path string, n ast.Node) {
-		if v, ok := p(d, path, n); ok && v != usual {
-			later(d, path, n)
+	return value{later: true, schema: s, take: func(d *decoder, path string, n ast.Node) {
+		if !slices.Contains(off, literal(n)) {
+			d.fault(n, "%s: not available in this version: leave it out", path)
 		}
-	}
+	}}
 }
 
-// laterUnlessZero lets a key of a feature that is not built say that it is off.
-func laterUnlessZero[T comparable](p parser[T]) value {
-	var zero T
-	return laterUnless(zero, p)
+// literal is the text or the whole number that n is, else nil.
+func literal(n ast.Node) any {
+	if s, ok := n.(*ast.StringNode); ok {
+		return s.Value
+	}
+	if i, ok := wholeNumber(n); ok {
+		return int(i)
+	}
+	return nil
 }
 
 // object takes in a mapping that knows these keys.
 func object(keys ...key) value {
 	names := make([]string, len(keys))
+	s := fragment{Type: "object", AdditionalProperties: false}
 	for i, k := range keys {
 		names[i] = k.name
+		p := property{k.name, k.value.schema}
+		p.Description = k.doc
+		if k.value.later {
+			p.Description = "Not available in this version. " + k.doc
+		}
+		s.Properties = append(s.Properties, p)
+		if k.value.must {
+			s.Required = append(s.Required, k.name)
+		}
 	}
-	return func(d *decoder, path string, n ast.Node) {
+	return value{schema: s, take: func(d *decoder, path string, n ast.Node) {
 		for name, e := range d.entries(path, n) {
 			if i := slices.Index(names, name); i >= 0 {
-				keys[i].value(d, join(path, name), e.value)
+				keys[i].value.take(d, join(path, name), e.value)
 				continue
 			}
 			d.fault(e.key, "unknown key %s%s: %s", quote(name), in(path), remedy(name, names))
 		}
-	}
+	}}
 }
 
 // entries yields the keys of a mapping in the order of the file. It reports a
@@ -122,32 +162,45 @@ func (d *decoder) entries(path string, n ast.Node) func(yield func(string, entry
 
 // list reads a sequence of what p reads.
 func list[T any](p parser[T]) parser[[]T] {
-	return func(d *decoder, path string, n ast.Node) ([]T, bool) {
-		seq, ok := n.(*ast.SequenceNode)
-		if !ok {
-			d.fault(n, "%s: must be a list, not %s: write it as [%s]", path, describe(n), strings.Join(strings.Fields(raw(n)), ", "))
-			return nil, false
-		}
-		all := make([]T, 0, len(seq.Values))
-		for i, n := range seq.Values {
-			at := fmt.Sprintf("%s[%d]", path, i)
-			d.given[at] = entry{value: n}
-			v, good := p(d, at, n)
-			all, ok = append(all, v), ok && good
-		}
-		return all, ok
+	return parser[[]T]{
+		schema: fragment{Type: "array", Items: &p.schema, form: "list: " + p.schema.form},
+		write: func(all []T) any {
+			written := make([]any, len(all))
+			for i, v := range all {
+				written[i] = p.written(v)
+			}
+			return written
+		},
+		parse: func(d *decoder, path string, n ast.Node) ([]T, bool) {
+			seq, ok := n.(*ast.SequenceNode)
+			if !ok {
+				d.fault(n, "%s: must be a list, not %s: write it as [%s]", path, describe(n), strings.Join(strings.Fields(raw(n)), ", "))
+				return nil, false
+			}
+			var all []T // an empty list is as none
+			for i, n := range seq.Values {
+				at := fmt.Sprintf("%s[%d]", path, i)
+				d.given[at] = entry{value: n}
+				v, good := p.parse(d, at, n)
+				all, ok = append(all, v), ok && good
+			}
+			return all, ok
+		},
 	}
 }
 
 // some refuses an empty list.
 func some[T any](p parser[[]T], why string) parser[[]T] {
-	return func(d *decoder, path string, n ast.Node) ([]T, bool) {
-		all, ok := p(d, path, n)
+	parse := p.parse
+	p.schema.MinItems = 1
+	p.parse = func(d *decoder, path string, n ast.Node) ([]T, bool) {
+		all, ok := parse(d, path, n)
 		if ok && len(all) == 0 {
 			d.fault(n, "%s: is empty: %s", path, why)
 		}
 		return all, ok && len(all) > 0
 	}
+	return p
 }
 
 func (d *decoder) fault(n ast.Node, format string, args ...any) {
@@ -158,6 +211,12 @@ func (d *decoder) fault(n ast.Node, format string, args ...any) {
 // faultAt reports a fault in the value at path, which the file gives.
 func (d *decoder) faultAt(path, format string, args ...any) {
 	d.fault(d.given[path].value, "%s: %s", path, fmt.Sprintf(format, args...))
+}
+
+// warnAt tells of something odd in the value at path, which the file gives.
+func (d *decoder) warnAt(path, format string, args ...any) {
+	p := position(d.given[path].value)
+	d.odd = append(d.odd, d.src.fault(p.Line, p.Column, "%s: %s", path, fmt.Sprintf(format, args...)))
 }
 
 func join(path, name string) string {

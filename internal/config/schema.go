@@ -2,12 +2,10 @@ package config
 
 import (
 	"encoding/hex"
+	"fmt"
 	"math"
-	"net"
-	"net/netip"
 	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -43,156 +41,178 @@ func defaultWorkload(name, dir string) Workload {
 	}
 }
 
-// schema is everything a file may say.
+// schema is everything a file may say. Each row reads its key, and the JSON Schema and
+// the reference page are made of the same rows; its default is what the field holds.
 func schema(c *Config) value {
 	return object(
-		key{"listen", set(&c.Listen, some(list(address), "give at least one address, or leave the key out"))},
-		key{"tls", later},
-		key{"hosts", set(&c.Hosts, list(host))},
-		key{"trusted_proxies", later},
-		key{"auth", auth(&c.Auth)},
-		key{"limits", object(
-			key{"body", set(&c.Limits.Body, size(1))},
-			key{"body_timeout", set(&c.Limits.BodyTimeout, duration(true))},
-			key{"connections", set(&c.Limits.Connections, whole(1, MaxConnections))},
+		key{"listen", "Where the server listens: host:port, or unix:/path for a socket that only the server's own user may use. A relative path starts at the folder of the config file. Without auth.tokens only loopback addresses and sockets are taken, unless `auth: none` is written.",
+			set(&c.Listen, some(list(address), "give at least one address, or leave the key out"))},
+		key{"tls", "The server's certificate, for the addresses that are host:port. HTTP/2 comes with it.", object(
+			key{"cert", "PEM file of the certificate, followed by those between it and its root. A relative path starts at the folder of the config file.", must(&c.TLS.Cert, file)},
+			key{"key", "PEM file of the certificate's private key, without a passphrase.", must(&c.TLS.Key, file)},
 		)},
-		key{"spool", object(
-			key{"dir", set(&c.Spool.Dir, optional(folder))},
-			key{"max", set(&c.Spool.Max, size(0))},
+		key{"hosts", "Names that a Host header may have beside loopback names and the listen addresses, without a port.", set(&c.Hosts, list(host))},
+		key{"trusted_proxies", "Addresses and networks (CIDR) of the proxies in front, whose X-Forwarded-For names the caller. Who can reach the server from one of them can claim to be anyone.",
+			set(&c.TrustedProxies, list(network))},
+		key{"auth", "Who may call: `none` for anyone who can connect, or tokens.", auth(&c.Auth)},
+		key{"limits", "Bounds of the whole server.", object(
+			key{"body", "The input of one call, in bytes; a larger one gets 413.", set(&c.Limits.Body, size(1))},
+			key{"body_timeout", "How long a whole input may take to arrive; then 408.", set(&c.Limits.BodyTimeout, duration(true))},
+			key{"connections", "Connections open at once; those beyond are closed.", set(&c.Limits.Connections, whole(1, MaxConnections))},
+			key{"streams", "Requests under way at once on one HTTP/2 connection.", set(&c.Limits.Streams, whole(1, MaxStreams))},
+			key{"hangups", "What each caller may hang up on: a hang-up costs a worker. Who does it more often gets 429 until its budget has grown again.", object(
+				key{"burst", "Hang-ups at once; 0: without limit.", set(&c.Limits.Hangups.Burst, whole(0, MaxHangups))},
+				key{"per_minute", "Hang-ups a minute, on and on.", set(&c.Limits.Hangups.PerMinute, whole(1, MaxHangups))},
+			)},
 		)},
-		key{"drain", set(&c.Drain, duration(false))},
-		key{"containment", object(
-			key{"minimum", set(&c.Containment.Minimum, minimum)},
-			key{"cgroup", set(&c.Containment.Cgroup, oneOf("auto", "never"))},
+		key{"spool", "Where inputs of more than 64 KiB wait for their worker.", object(
+			key{"dir", "The directory of the spool files, which must exist; \"\" is the system's temporary directory.", set(&c.Spool.Dir, optional(folder))},
+			key{"max", "Bytes for all calls together; 0: nothing is spooled, and larger inputs get 507.", set(&c.Spool.Max, size(0))},
 		)},
-		key{"log", object(
-			key{"format", set(&c.Log.Format, oneOf("json", "text"))},
-			key{"level", set(&c.Log.Level, oneOf("debug", "info", "warn", "error"))},
+		key{"drain", "How long running calls may go on after SIGTERM, before the stop sequence ends them.", set(&c.Drain, duration(false))},
+		key{"containment", "How surely the process trees of the workers must be held.", object(
+			key{"minimum", "The weakest level that will do; serve does not start below it. cgroup is not available in this version.",
+				set(&c.Containment.Minimum, without(oneOf("process-group", "subreaper", "cgroup"), " and so cannot be met: write subreaper", "cgroup"))},
+			key{"cgroup", "Whether cgroups are used where the host gives them.", set(&c.Containment.Cgroup, oneOf("auto", "never"))},
 		)},
-		key{"workloads", workloads(&c.Workloads)},
+		key{"log", "The server's own log, on stderr.", object(
+			key{"format", "json: one object a line; text: for people.", set(&c.Log.Format, oneOf("json", "text"))},
+			key{"level", "The least that is logged.", set(&c.Log.Level, oneOf("debug", "info", "warn", "error"))},
+		)},
+		key{"workloads", "The kinds of work, by name: up to 63 of a-z, 0-9, _ and -, and first a letter or a digit. At least one; nothing else can be run.", workloads(&c.Workloads)},
 	)
 }
 
 // workload is everything a file may say about one.
 func workload(w *Workload) value {
 	return object(
-		key{"kind", set(&w.Kind, kind)},
-		key{"command", set(&w.Command, command)},
-		key{"dir", set(&w.Dir, folder)},
-		key{"env", env(&w.Env)},
-		key{"pass_env", set(&w.PassEnv, list(variable))},
-		key{"user", laterUnlessZero(text)},
-		key{"new_privileges", set(&w.NewPrivileges, boolean)},
-		key{"workers", set(&w.Workers, whole(0, MaxWorkers))},
-		key{"spares", set(&w.Spares, whole(0, MaxWorkers))},
-		key{"queue", object(
-			key{"length", set(&w.Queue.Length, whole(0, MaxQueue))},
-			key{"wait", set(&w.Queue.Wait, duration(false))},
+		key{"kind", "How the program is driven. worker: a long-lived program that speaks the worker protocol. http, command and terminal are not available in this version.",
+			set(&w.Kind, without(oneOf("worker", "http", "command", "terminal"), ": only worker is", "http", "command", "terminal"))},
+		key{"command", "The argv that starts a worker; there is no shell unless you write one.", must(&w.Command, command)},
+		key{"dir", "The worker's working directory, which must exist. A relative path starts at the folder of the config file.", set(&w.Dir, folder)},
+		key{"env", "Variables of the worker's environment, which has nothing else but PATH, HOME, LANG, TZ, HANGUP_* and what pass_env names.", env(&w.Env)},
+		key{"pass_env", "Names of variables that are taken from the server's own environment. One that is not there is left out, with a warning by check and in the log.", set(&w.PassEnv, unique(list(variable)))},
+		key{"user", "The user that the workers run as.", later("")},
+		key{"new_privileges", "true lets sudo, su and other set-user-ID programs work in a worker.", set(&w.NewPrivileges, boolean)},
+		key{"workers", "Calls that run at once; 0: one a CPU.", set(&w.Workers, whole(0, MaxWorkers))},
+		key{"spares", "Idle workers beyond that, so that a kill costs the next caller nothing.", set(&w.Spares, whole(0, MaxWorkers))},
+		key{"queue", "Where calls wait for a worker.", object(
+			key{"length", "Calls that may wait beyond those that run; one more gets 503. 0: none, but as many as workers while these start.", set(&w.Queue.Length, whole(0, MaxQueue))},
+			key{"wait", "How long one call may wait; then 503.", set(&w.Queue.Wait, duration(false))},
 		)},
-		key{"timeout", set(&w.Timeout, duration(false))},
-		key{"start_timeout", set(&w.StartTimeout, duration(true))},
-		key{"stop", object(
-			key{"cooperative", set(&w.Stop.Cooperative, duration(false))},
-			key{"signal", set(&w.Stop.Signal, signal)},
-			key{"grace", set(&w.Stop.Grace, duration(false))},
+		key{"timeout", "How long a call may run, from its start; then the stop sequence, and 504. 0: no limit.", set(&w.Timeout, duration(false))},
+		key{"start_timeout", "How long a worker may take from its start until it is ready.", set(&w.StartTimeout, duration(true))},
+		key{"stop", "The stop sequence: how a call that runs is ended. After the last step, everything left of the process tree is killed.", object(
+			key{"cooperative", "How long the worker has to give the call up when asked; one that does stays warm. 0: it is not asked.", set(&w.Stop.Cooperative, duration(false))},
+			key{"signal", "The signal to the worker's main process.", set(&w.Stop.Signal, signal)},
+			key{"grace", "How long the main process then has to exit.", set(&w.Stop.Grace, duration(false))},
 		)},
-		key{"on_hangup", object(
-			key{"allow", set(&w.OnHangup.Allow, some(list(hangupPolicy), "a caller must be allowed at least cancel"))},
-			key{"result_ttl", laterUnless(w.OnHangup.ResultTTL, duration(false))},
+		key{"on_hangup", "What a caller may ask for when it goes away.", object(
+			key{"allow", "The values of the header On-Hangup that are allowed. linger and detach are not available in this version.",
+				set(&w.OnHangup.Allow, some(list(without(oneOf("cancel", "linger", "detach"), ": only cancel is", "linger", "detach")), "a caller must be allowed at least cancel"))},
+			key{"result_ttl", "How long the result of a call without an owner is kept.", later(writeDuration(w.OnHangup.ResultTTL))},
 		)},
-		key{"recycle", object(
-			key{"calls", laterUnlessZero(whole(0, math.MaxInt))},
-			key{"age", laterUnlessZero(duration(false))},
-			key{"memory", laterUnlessZero(size(0))},
+		key{"recycle", "When an idle worker is replaced by a new one; never in the middle of a call.", object(
+			key{"calls", "After so many calls; 0: never.", later(0)},
+			key{"age", "At this age; 0: never.", later("0s", 0)},
+			key{"memory", "Above so many bytes of memory; 0: never.", later(0)},
 		)},
-		key{"limits", object(
-			key{"memory", laterUnlessZero(size(0))},
-			key{"pids", laterUnlessZero(whole(0, math.MaxInt))},
-			key{"cpus", laterUnlessZero(number)},
-			key{"output", set(&w.Limits.Output, size(0))},
-			key{"files", set(&w.Limits.Files, files)},
+		key{"limits", "Bounds of one worker or one call.", object(
+			key{"memory", "Bytes of memory of one worker's process tree; 0: no limit.", later(0)},
+			key{"pids", "Processes and threads of one worker's process tree; 0: no limit.", later(0)},
+			key{"cpus", "Processors that one worker's process tree may use; 0: no limit.", later(0)},
+			key{"output", "Bytes of one call's result; then 500. 0: no limit.", set(&w.Limits.Output, size(0))},
+			key{"files", "Descriptors open in one process, and never more than the server's own hard limit; 0: that one.", set(&w.Limits.Files, files)},
 		)},
-		key{"input", object(key{"schema", later})},
-		key{"ready", later},  // of kind http
-		key{"stdin", later},  // of kind command
-		key{"script", later}, // of kind terminal
+		key{"input", "What an input must be.", object(
+			key{"schema", "File of a JSON Schema; an input that does not fulfil it gets 422.", later()},
+		)},
+		key{"ready", "Of kind http: the request that a program answers once it is ready.", later()},
+		key{"stdin", "Of kind command: what the program gets on its stdin.", later()},
+		key{"script", "Of kind terminal: what is sent to the program and expected from it.", later()},
 	)
 }
 
-var workloadName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
+const workloadSyntax = `^[a-z0-9][a-z0-9_-]{0,62}$`
+
+var workloadName = regexp.MustCompile(workloadSyntax)
 
 func workloads(dst *[]Workload) value {
-	return func(d *decoder, path string, n ast.Node) {
+	usual := defaultWorkload("", ".")
+	s := fragment{
+		Type: "object", MinProperties: 1, AdditionalProperties: false,
+		PatternProperties: map[string]fragment{workloadSyntax: workload(&usual).schema},
+	}
+	return value{must: true, schema: s, take: func(d *decoder, path string, n ast.Node) {
 		for name, e := range d.entries(path, n) {
 			if !workloadName.MatchString(name) {
 				d.fault(e.key, "%s: cannot name a workload %s: up to 63 of a-z, 0-9, _ and -, and first a letter or a digit", path, quote(name))
 			}
 			w := defaultWorkload(name, d.dir)
-			workload(&w)(d, join(path, name), e.value)
+			workload(&w).take(d, join(path, name), e.value)
 			if w.Workers == 0 {
 				w.Workers = runtime.NumCPU()
 			}
 			*dst = append(*dst, w)
 		}
-	}
+	}}
 }
 
-// kind accepts the one kind that is built and knows the others by name.
-func kind(d *decoder, path string, n ast.Node) (string, bool) {
-	k, ok := oneOf("worker", "http", "command", "terminal")(d, path, n)
-	if ok && k != "worker" {
-		d.fault(n, "%s: %s is not available in this version: only worker is", path, k)
+var command = func() parser[[]string] {
+	p := some(list(text), "name a program")
+	p.schema.PrefixItems = []fragment{{Type: "string", MinLength: 1}}
+	parse := p.parse
+	p.parse = func(d *decoder, path string, n ast.Node) ([]string, bool) {
+		argv, ok := parse(d, path, n)
+		if ok && argv[0] == "" {
+			d.faultAt(path+"[0]", "the program has no name")
+			return nil, false
+		}
+		return argv, ok
 	}
-	return k, ok && k == "worker"
-}
-
-// minimum refuses a level that no host can give yet, as serve would.
-func minimum(d *decoder, path string, n ast.Node) (string, bool) {
-	m, ok := oneOf("process-group", "subreaper", "cgroup")(d, path, n)
-	if ok && m == "cgroup" {
-		d.fault(n, "%s: cgroup is not available in this version and so cannot be met: write subreaper", path)
-	}
-	return m, ok && m != "cgroup"
-}
-
-func hangupPolicy(d *decoder, path string, n ast.Node) (string, bool) {
-	p, ok := oneOf("cancel", "linger", "detach")(d, path, n)
-	if ok && p != "cancel" {
-		d.fault(n, "%s: %s is not available in this version: only cancel is", path, p)
-	}
-	return p, ok && p == "cancel"
-}
-
-func command(d *decoder, path string, n ast.Node) ([]string, bool) {
-	argv, ok := some(list(text), "name a program")(d, path, n)
-	if ok && argv[0] == "" {
-		d.faultAt(path+"[0]", "the program has no name")
-		return nil, false
-	}
-	return argv, ok
-}
+	return p
+}()
 
 // optional lets "" stand for what the default means.
 func optional(p parser[string]) parser[string] {
-	return func(d *decoder, path string, n ast.Node) (string, bool) {
+	parse := p.parse
+	p.parse = func(d *decoder, path string, n ast.Node) (string, bool) {
 		if s, ok := n.(*ast.StringNode); ok && s.Value == "" {
 			return "", true
 		}
-		return p(d, path, n)
+		return parse(d, path, n)
 	}
+	return p
+}
+
+// unique is a list that check refuses when something comes twice.
+func unique[T any](p parser[[]T]) parser[[]T] {
+	p.schema.UniqueItems = true
+	return p
 }
 
 // files reads how many descriptors a process may have.
-func files(d *decoder, path string, n ast.Node) (int, bool) {
-	v, ok := whole(0, math.MaxInt)(d, path, n)
-	if ok && v != 0 && v < MinFiles {
-		d.fault(n, "%s: must be %d or more, or 0 for no limit, not %d: a program needs some to start", path, MinFiles, v)
-		return 0, false
-	}
-	return v, ok
+var files = parser[int]{
+	schema: fragment{
+		Type: "integer", AnyOf: []fragment{{Const: 0}, {Minimum: bound(MinFiles)}},
+		form: fmt.Sprintf("whole number: 0, or %d and up", MinFiles),
+	},
+	parse: func(d *decoder, path string, n ast.Node) (int, bool) {
+		v, ok := whole(0, math.MaxInt).parse(d, path, n)
+		if ok && v != 0 && v < MinFiles {
+			d.fault(n, "%s: must be %d or more, or 0 for no limit, not %d: a program needs some to start", path, MinFiles, v)
+			return 0, false
+		}
+		return v, ok
+	},
 }
 
-var variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+const variableSyntax = `^[A-Za-z_][A-Za-z0-9_]*$`
+
+var (
+	variableName   = regexp.MustCompile(variableSyntax)
+	variableSchema = fragment{Pattern: variableSyntax, Not: &fragment{Pattern: "^HANGUP_"}, form: "name of a variable"}
+)
 
 // checkVariable says what is wrong with the name of a variable, or "".
 func checkVariable(name string) string {
@@ -206,77 +226,32 @@ func checkVariable(name string) string {
 }
 
 func env(dst *map[string]string) value {
-	return func(d *decoder, path string, n ast.Node) {
+	s := fragment{Type: "object", PropertyNames: &variableSchema, AdditionalProperties: text.schema, Default: map[string]any{}, form: "names with texts"}
+	return value{schema: s, take: func(d *decoder, path string, n ast.Node) {
 		vars := map[string]string{}
 		for name, e := range d.entries(path, n) {
 			if wrong := checkVariable(name); wrong != "" {
 				d.fault(e.key, "%s: %s", path, wrong)
 			}
-			if s, ok := text(d, join(path, name), e.value); ok {
+			if s, ok := text.parse(d, join(path, name), e.value); ok {
 				vars[name] = s
 			}
 		}
-		*dst = vars
-	}
+		if len(vars) > 0 {
+			*dst = vars
+		}
+	}}
 }
 
-func variable(d *decoder, path string, n ast.Node) (string, bool) {
-	name, ok := text(d, path, n)
-	if !ok {
-		return "", false
-	}
-	if wrong := checkVariable(name); wrong != "" {
-		d.fault(n, "%s: %s", path, wrong)
-		return "", false
-	}
-	return name, true
-}
-
-// address reads host:port.
-func address(d *decoder, path string, n ast.Node) (string, bool) {
-	s, ok := n.(*ast.StringNode)
-	if !ok {
-		d.fault(n, "%s: must be host:port, not %s: as 127.0.0.1:8080", path, describe(n))
-		return "", false
-	}
-	if strings.HasPrefix(s.Value, "unix:") {
-		d.fault(n, "%s: unix sockets are not available in this version: write host:port", path)
-		return "", false
-	}
-	name, port, err := net.SplitHostPort(s.Value)
-	if err != nil {
-		d.fault(n, "%s: cannot read %s as host:port: write it as 127.0.0.1:8080 or \"[::1]:8080\"", path, quote(s.Value))
-		return "", false
-	}
-	if p, err := strconv.ParseUint(port, 10, 16); err != nil || strconv.FormatUint(p, 10) != port {
-		d.fault(n, "%s: cannot use %s as a port: it must be a number up to 65535", path, quote(port))
-		return "", false
-	}
-	if _, err := netip.ParseAddr(name); err != nil && name != "" && !hostName.MatchString(name) {
-		d.fault(n, "%s: %s is neither an address nor a host name", path, quote(name))
-		return "", false
-	}
-	return s.Value, true
-}
-
-var hostName = regexp.MustCompile(`^(?i)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*$`)
-
-// host reads a name as a Host header has it, less the port.
-func host(d *decoder, path string, n ast.Node) (string, bool) {
-	s, ok := text(d, path, n)
-	if !ok {
-		return "", false
-	}
-	if _, err := netip.ParseAddr(s); err != nil && !hostName.MatchString(s) {
-		d.fault(n, "%s: %s is no host name: write it without scheme, port, path and wildcard, as app.example.com", path, quote(s))
-		return "", false
-	}
-	return s, true
-}
+var variable = textAs(variableSchema, func(_ *decoder, s string) (string, string) {
+	return s, checkVariable(s)
+})
 
 // auth reads `none`, or tokens.
 func auth(a *Auth) value {
-	return func(d *decoder, path string, n ast.Node) {
+	given := object(key{"tokens", "The tokens; none by default.", set(&a.Tokens, tokens)})
+	s := fragment{AnyOf: []fragment{{Const: "none"}, given.schema}, form: "none, or tokens"}
+	return value{schema: s, take: func(d *decoder, path string, n ast.Node) {
 		if s, ok := n.(*ast.StringNode); ok {
 			if s.Value != "none" {
 				d.fault(n, "%s: cannot be %s: it must be none, or tokens", path, quote(s.Value))
@@ -284,41 +259,46 @@ func auth(a *Auth) value {
 			a.Off = s.Value == "none"
 			return
 		}
-		object(key{"tokens", tokens(&a.Tokens)})(d, path, n)
-	}
+		given.take(d, path, n)
+	}}
 }
 
 var tokenName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$`)
 
-func tokens(dst *[]Token) value {
-	one := func(d *decoder, path string, n ast.Node) (Token, bool) {
-		before := len(d.faults)
-		t := Token{Workloads: []string{"*"}}
-		object(
-			key{"name", set(&t.Name, matching(tokenName, "a name: up to 63 letters, digits and . _ @ -, and first a letter or a digit"))},
-			key{"sha256", set(&t.SHA256, digest)},
-			key{"allow", set(&t.Allow, some(list(oneOf("execute", "observe", "operate")), "allow execute, observe or operate"))},
-			key{"workloads", set(&t.Workloads, some(list(text), `name a workload, or write ["*"] for all`))},
-		)(d, path, n)
-		for _, must := range []string{"name", "sha256", "allow"} {
-			if _, given := d.given[join(path, must)]; !given {
-				d.fault(n, "%s: %s is missing: a token needs name, sha256 and allow", path, must)
+// tokens reads what lets callers in.
+var tokens = func() parser[[]Token] {
+	row := func(t *Token) value {
+		return object(
+			key{"name", "Names the bearer in the log; unique.", must(&t.Name, matching(tokenName, "a name: up to 63 letters, digits and . _ @ -, and first a letter or a digit"))},
+			key{"sha256", "The SHA-256 of the token, in hex: `printf %s \"$TOKEN\" | sha256sum`.", must(&t.SHA256, digest)},
+			key{"allow", "What its bearer may do: execute makes calls, observe reads calls and workloads (and metrics, with all workloads), operate cancels calls.",
+				must(&t.Allow, some(list(oneOf("execute", "observe", "operate")), "allow execute, observe or operate"))},
+			key{"workloads", "The workloads it is for, or \"*\" for all.", set(&t.Workloads, some(list(text), `name a workload, or write ["*"] for all`))},
+		)
+	}
+	fresh := func() Token { return Token{Workloads: []string{"*"}} }
+	sample := fresh()
+	return list(parser[Token]{
+		schema: row(&sample).schema,
+		parse: func(d *decoder, path string, n ast.Node) (Token, bool) {
+			before := len(d.faults)
+			t := fresh()
+			r := row(&t)
+			r.take(d, path, n)
+			for _, name := range r.schema.Required {
+				if _, given := d.given[join(path, name)]; !given {
+					d.fault(n, "%s: %s is missing: a token needs name, sha256 and allow", path, name)
+				}
 			}
-		}
-		return t, len(d.faults) == before
-	}
-	return set(dst, list(one))
-}
+			return t, len(d.faults) == before
+		},
+	})
+}()
 
-func digest(d *decoder, path string, n ast.Node) (sum [32]byte, ok bool) {
-	s, ok := text(d, path, n)
-	if !ok {
-		return sum, false
-	}
+var digest = textAs(fragment{Pattern: "^[0-9A-Fa-f]{64}$", form: "64 hex digits"}, func(_ *decoder, s string) (sum [32]byte, wrong string) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(sum) {
-		d.fault(n, "%s: must be the SHA-256 of the token, %d hex digits: printf %%s \"$TOKEN\" | sha256sum", path, 2*len(sum))
-		return sum, false
+		return sum, fmt.Sprintf("must be the SHA-256 of the token, %d hex digits: printf %%s \"$TOKEN\" | sha256sum", 2*len(sum))
 	}
-	return [32]byte(b), true
-}
+	return [32]byte(b), ""
+})

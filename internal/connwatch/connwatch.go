@@ -6,6 +6,8 @@
 // learns of a hang-up only while the server reads ahead, which it does not do
 // before the handler has read the body to its end, nor after a single byte has
 // come behind the request. So the context is not used there; the kernel is asked.
+// Over HTTP/2, where a stream can end without its connection, the server reads all
+// the time, and the request's context is the one that knows.
 //
 // One epoll instance holds every connection and asks for EPOLLRDHUP alone,
 // edge-triggered: a connection at rest costs nothing and a peer that has gone
@@ -30,12 +32,14 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"time"
 )
 
 // MaxBehind is how many bytes may lie unread behind a running request, in
 // bytes; one more and the peer counts as gone. Up to 4097 further bytes are not
-// seen, because net/http has read them ahead. It must stay well below what a
+// seen, because net/http has read them ahead, and over TLS the rest of a record
+// or two (16 KiB each). It must stay well below what a
 // receive buffer holds (about 90 KiB of small segments at the kernel's default
 // of 128 KiB): with a full buffer the kernel takes in no FIN.
 const MaxBehind = 64 << 10
@@ -54,58 +58,68 @@ const (
 	SendTimeout = 30 * time.Second
 )
 
-// AfterHangUp arranges to call f once the peer of the connection that ctx, a
-// request's context, belongs to has gone: by FIN, RST, half-close, by vanishing,
-// or by breaking the bound (see [Bound]). If it has gone already, f is called at
+// AfterHangUp arranges to call f once the peer that sent r has gone: by FIN, RST,
+// half-close, by vanishing, by breaking the bound (see [Bound]), or, over HTTP/2,
+// by giving up the stream. If it has gone already, f is called at
 // once. f is called at most once, in a goroutine of its own. stop, like that of
 // [context.AfterFunc], prevents the call if it has not been started, and tells
 // whether it did.
 //
-// A request whose connection is not watched falls back on ctx itself.
-func AfterHangUp(ctx context.Context, f func()) (stop func() bool) {
-	if c := watched(ctx); c != nil {
+// A request whose connection is not watched falls back on its context.
+func AfterHangUp(r *http.Request, f func()) (stop func() bool) {
+	ctx := r.Context()
+	if c := watched(r); c != nil && !multiplexed(r) {
 		ctx = c.gone
 	}
 	return context.AfterFunc(ctx, f)
 }
 
-// Bound says that the body of the running request has been read to its end:
+// Bound says that the body of r, which is being served, has been read to its end:
 // what the peer sends from now on lies behind the request, and more than
 // [MaxBehind] unread bytes of it count as a hang-up. The server should then
-// close the connection.
+// close the connection. Over HTTP/2 nothing lies behind a request.
 //
 // release lifts the bound. It must be called before the last byte of the reply
 // is on its way, because from then on the peer may send its next request, body
 // and all. It may be called more than once.
-func Bound(ctx context.Context) (release func()) {
-	c := watched(ctx)
-	if c == nil {
+func Bound(r *http.Request) (release func()) {
+	c := watched(r)
+	if c == nil || multiplexed(r) {
 		return func() {}
 	}
 	c.bound(true)
 	return func() { c.bound(false) }
 }
 
-// Streaming says that a reply is being streamed, until done is called: the
+// Streaming says that the reply to r is being streamed, until done is called: the
 // peer then vanishes after [SendTimeout] without an acknowledgement.
 //
-// It is not set for good because TCP_USER_TIMEOUT, where it is set, replaces
+// each is what the kernel cannot do: where it is above 0, the server must give
+// up a peer that does not take a part of the reply within that time. A unix socket
+// has no such option, and over HTTP/2 a window of the stream's own can stay shut.
+//
+// The option is not set for good because TCP_USER_TIMEOUT, where it is set, replaces
 // the count of keep-alive probes: a peer that vanished from a waiting request
 // would be missed for as long.
-func Streaming(ctx context.Context) (done func()) {
-	c := watched(ctx)
+func Streaming(r *http.Request) (each time.Duration, done func()) {
+	c := watched(r)
 	if c == nil {
-		return func() {}
+		return SendTimeout, func() {}
 	}
-	c.sendTimeout(SendTimeout)
-	return func() { c.sendTimeout(0) }
+	if set := c.stream(1); !set || multiplexed(r) {
+		each = SendTimeout
+	}
+	return each, func() { c.stream(-1) }
 }
 
-// Tune sets keep-alive on an accepted TCP connection, so that a peer that
-// vanished is found. It does nothing to connections of other kinds.
+// multiplexed tells whether r shares its connection with others at a time.
+func multiplexed(r *http.Request) bool { return r.ProtoMajor >= 2 }
+
+// Tune sets keep-alive on an accepted TCP connection, also below TLS, so that a peer
+// that vanished is found. It does nothing to connections of other kinds.
 // [Watcher.ConnContext] calls it.
 func Tune(c net.Conn) error {
-	tcp, ok := c.(*net.TCPConn)
+	tcp, ok := below(c).(*net.TCPConn)
 	if !ok {
 		return nil
 	}
@@ -121,10 +135,18 @@ func Tune(c net.Conn) error {
 	return nil
 }
 
+// below is the connection that carries c where c is TLS, else c itself.
+func below(c net.Conn) net.Conn {
+	if secure, ok := c.(interface{ NetConn() net.Conn }); ok { // *tls.Conn
+		return secure.NetConn()
+	}
+	return c
+}
+
 // connKey is the key of the *conn in the context of a watched connection.
 type connKey struct{}
 
-func watched(ctx context.Context) *conn {
-	c, _ := ctx.Value(connKey{}).(*conn)
+func watched(r *http.Request) *conn {
+	c, _ := r.Context().Value(connKey{}).(*conn)
 	return c
 }

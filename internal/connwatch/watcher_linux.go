@@ -97,8 +97,8 @@ func (w *Watcher) find(token uint64) *conn {
 // ConnContext is for [http.Server.ConnContext]: it begins to watch c, tunes it
 // (see [Tune]), and returns the context in which the requests of c find it. A
 // connection that has no descriptor to watch is left to the request's context;
-// a listener that wraps its connections must hand through SyscallConn. What is
-// watched must speak HTTP/1: a stream of HTTP/2 can end without its connection.
+// a listener that wraps its connections must hand through SyscallConn, or NetConn as
+// [crypto/tls.Conn] does.
 func (w *Watcher) ConnContext(ctx context.Context, nc net.Conn) context.Context {
 	_ = Tune(nc) // a peer that vanishes is then found later; all else works
 
@@ -148,10 +148,9 @@ func (w *Watcher) forget(nc net.Conn) *conn {
 	return c
 }
 
-// rawConn returns the socket below nc, or nil. This is where TLS will join, by
-// way of tls.Conn.NetConn and the negotiated protocol.
+// rawConn returns the socket below nc, or nil.
 func rawConn(nc net.Conn) syscall.RawConn {
-	s, ok := nc.(syscall.Conn)
+	s, ok := below(nc).(syscall.Conn)
 	if !ok {
 		return nil
 	}
@@ -171,8 +170,9 @@ type conn struct {
 	gone   context.Context // ends when the peer has gone; for good
 	hangUp context.CancelFunc
 
-	mu      sync.Mutex // also held while counting, so that a lifted bound is never broken
-	bounded bool
+	mu        sync.Mutex // also held while counting, so that a lifted bound is never broken
+	bounded   bool
+	streaming int // replies under way; over HTTP/2 there may be several
 }
 
 // happened takes in one event of the watcher's goroutine.
@@ -212,12 +212,25 @@ func (c *conn) unread() (n int) {
 	return n
 }
 
-// sendTimeout sets TCP_USER_TIMEOUT, 0 for the kernel's own; sockets that are
-// not plain TCP refuse it, and need or know none.
-func (c *conn) sendTimeout(d time.Duration) {
+// stream counts the replies that are streamed, and has the kernel give a peer up
+// after SendTimeout while there are any. It is false where the kernel cannot.
+func (c *conn) stream(more int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streaming += more
+	if c.streaming == 0 {
+		return c.sendTimeout(0)
+	}
+	return c.sendTimeout(SendTimeout)
+}
+
+// sendTimeout sets TCP_USER_TIMEOUT, 0 for the kernel's own. Sockets that are not
+// plain TCP refuse it.
+func (c *conn) sendTimeout(d time.Duration) (set bool) {
 	_ = c.socket.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds())) == nil
 	})
+	return set
 }
 
 // control is epoll_ctl. Both descriptors are held open meanwhile, so that

@@ -3,10 +3,12 @@ package connwatch
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -34,13 +36,19 @@ func serve(t testing.TB, network string, h http.HandlerFunc) (addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr = "127.0.0.1:0"
-	if network == "unix" {
+	addr, secure := "127.0.0.1:0", network == "tls"
+	switch network {
+	case "unix":
 		addr = filepath.Join(t.TempDir(), "s")
+	case "tls":
+		network = "tcp"
 	}
 	l, err := net.Listen(network, addr)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if secure {
+		l = tls.NewListener(l, certificate())
 	}
 	server := &http.Server{Handler: h, ConnContext: w.ConnContext, ConnState: w.ConnState}
 	served := make(chan struct{})
@@ -55,9 +63,22 @@ func serve(t testing.TB, network string, h http.HandlerFunc) (addr string) {
 	return l.Addr().String()
 }
 
+// certificate is that of net/http/httptest, for a server that speaks HTTP/1.1.
+var certificate = sync.OnceValue(func() *tls.Config {
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	return &tls.Config{Certificates: s.TLS.Certificates}
+})
+
 func dial(t testing.TB, network, addr string) net.Conn {
 	t.Helper()
-	c, err := net.Dial(network, addr)
+	var c net.Conn
+	var err error
+	if network == "tls" {
+		c, err = tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true}) // the test's own
+	} else {
+		c, err = net.Dial(network, addr)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,8 +109,8 @@ var waysToLeave = []struct {
 	leave func(net.Conn)
 }{
 	{"FIN", func(c net.Conn) { c.Close() }},
-	{"RST", func(c net.Conn) { c.(*net.TCPConn).SetLinger(0); c.Close() }},
-	{"half-close", func(c net.Conn) { c.(interface{ CloseWrite() error }).CloseWrite() }},
+	{"RST", func(c net.Conn) { below(c).(*net.TCPConn).SetLinger(0); below(c).Close() }},
+	{"half-close", func(c net.Conn) { below(c).(interface{ CloseWrite() error }).CloseWrite() }},
 }
 
 // requestStates are how far a request may have come when its caller leaves.
@@ -128,7 +149,7 @@ func post(n int) string {
 }
 
 func TestHangUpIsNoticedWhateverTheStateOfTheRequest(t *testing.T) {
-	for _, network := range []string{"tcp", "unix"} {
+	for _, network := range []string{"tcp", "unix", "tls"} {
 		for _, way := range waysToLeave {
 			if network == "unix" && way.name == "RST" {
 				continue // unix sockets have none
@@ -138,10 +159,10 @@ func TestHangUpIsNoticedWhateverTheStateOfTheRequest(t *testing.T) {
 					running, gone := make(chan struct{}), make(chan time.Time, 1)
 					addr := serve(t, network, func(_ http.ResponseWriter, r *http.Request) {
 						noticed := make(chan struct{})
-						defer AfterHangUp(r.Context(), func() { gone <- time.Now(); close(noticed) })()
+						defer AfterHangUp(r, func() { gone <- time.Now(); close(noticed) })()
 						io.CopyN(io.Discard, r.Body, state.read)
 						if state.bound {
-							defer Bound(r.Context())()
+							defer Bound(r)()
 						}
 						running <- struct{}{}
 						receive(t, "hang-up", noticed)
@@ -182,16 +203,16 @@ func TestMoreThanMaxBehindIsAHangUp(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			running, sent, gone, checked := make(chan struct{}), make(chan struct{}), make(chan struct{}), make(chan *conn)
 			addr := serve(t, "tcp", func(_ http.ResponseWriter, r *http.Request) {
-				defer AfterHangUp(r.Context(), func() { close(gone) })()
+				defer AfterHangUp(r, func() { close(gone) })()
 				running <- struct{}{}
 				if test.early {
 					<-sent
-					defer Bound(r.Context())()
+					defer Bound(r)()
 				} else {
-					defer Bound(r.Context())()
+					defer Bound(r)()
 					<-sent
 				}
-				checked <- watched(r.Context())
+				checked <- watched(r)
 				if test.gone {
 					receive(t, "hang-up", gone)
 				}
@@ -230,7 +251,7 @@ func TestNobodyWhoStaysIsTakenForGone(t *testing.T) {
 	}
 	addr := serve(t, "tcp", func(w http.ResponseWriter, r *http.Request) {
 		defer handlers.Done()
-		stop := AfterHangUp(r.Context(), func() { falsely.Add(1) })
+		stop := AfterHangUp(r, func() { falsely.Add(1) })
 		if r.Header.Get("Slow") != "" {
 			var i int
 			fmt.Sscan(r.Header.Get("Slow"), &i)
@@ -238,7 +259,7 @@ func TestNobodyWhoStaysIsTakenForGone(t *testing.T) {
 			halfway[i] <- struct{}{}
 		}
 		io.Copy(io.Discard, r.Body)
-		release := Bound(r.Context())
+		release := Bound(r)
 		runtime.Gosched() // let what lies behind arrive
 		release()
 		w.Header().Set("Content-Length", "2")
@@ -290,7 +311,7 @@ func TestHangUpOfALaterRequestIsItsOwn(t *testing.T) {
 	running, gone, late := make(chan struct{}), make(chan string, 2), make(chan struct{})
 	addr := serve(t, "tcp", func(w http.ResponseWriter, r *http.Request) {
 		noticed := make(chan struct{})
-		stop := AfterHangUp(r.Context(), func() { gone <- r.URL.Path; close(noticed) })
+		stop := AfterHangUp(r, func() { gone <- r.URL.Path; close(noticed) })
 		if r.URL.Path == "/first" {
 			if !stop() {
 				t.Error("the first was taken for gone")
@@ -299,7 +320,7 @@ func TestHangUpOfALaterRequestIsItsOwn(t *testing.T) {
 		}
 		running <- struct{}{}
 		<-noticed
-		AfterHangUp(r.Context(), func() { close(late) })
+		AfterHangUp(r, func() { close(late) })
 	})
 	c := dial(t, "tcp", addr)
 	send(t, c, "GET /first HTTP/1.1\r\nHost: h\r\n\r\n")
@@ -315,8 +336,14 @@ func TestHangUpOfALaterRequestIsItsOwn(t *testing.T) {
 	receive(t, "a hang-up that came before", late)
 }
 
-// accepted returns a watched connection of a bare listener, and its peer.
-func accepted(t testing.TB, w *Watcher, l net.Listener) (ctx context.Context, c, peer net.Conn) {
+// request is one of HTTP/1.1 with that context.
+func request(ctx context.Context) *http.Request {
+	return (&http.Request{ProtoMajor: 1, ProtoMinor: 1}).WithContext(ctx)
+}
+
+// accepted returns a request on a watched connection of a bare listener, the
+// connection, and its peer.
+func accepted(t testing.TB, w *Watcher, l net.Listener) (r *http.Request, c, peer net.Conn) {
 	t.Helper()
 	peer, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
@@ -325,11 +352,11 @@ func accepted(t testing.TB, w *Watcher, l net.Listener) (ctx context.Context, c,
 	if c, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	ctx = w.ConnContext(context.Background(), c)
-	if watched(ctx) == nil {
+	r = request(w.ConnContext(context.Background(), c))
+	if watched(r) == nil {
 		t.Fatal("the connection is not watched")
 	}
-	return ctx, c, peer
+	return r, c, peer
 }
 
 func newWatcher(t testing.TB) (*Watcher, net.Listener) {
@@ -351,10 +378,10 @@ func TestStopAndHangUpAtOnce(t *testing.T) {
 	const rounds = 10_000
 	stops := 0
 	for range rounds {
-		ctx, c, peer := accepted(t, w, l)
+		r, c, peer := accepted(t, w, l)
 		var calls atomic.Int32
 		called := make(chan struct{}, 2)
-		stop := AfterHangUp(ctx, func() { calls.Add(1); called <- struct{}{} })
+		stop := AfterHangUp(r, func() { calls.Add(1); called <- struct{}{} })
 		peer.(*net.TCPConn).SetLinger(0)
 		peer.Close()
 		if stop() {
@@ -384,17 +411,17 @@ func TestReusedDescriptorsAreNotMixedUp(t *testing.T) {
 		storm.Go(func() {
 			for range 200 {
 				accept.Lock()
-				leaverCtx, leaver, leaverPeer := accepted(t, w, l)
-				stayerCtx, stayer, stayerPeer := accepted(t, w, l)
+				leaving, leaver, leaverPeer := accepted(t, w, l)
+				staying, stayer, stayerPeer := accepted(t, w, l)
 				accept.Unlock()
 
 				gone := make(chan struct{})
-				AfterHangUp(leaverCtx, func() { close(gone) })
-				stop := AfterHangUp(stayerCtx, func() { t.Error("one who stays was taken for gone") })
+				AfterHangUp(leaving, func() { close(gone) })
+				stop := AfterHangUp(staying, func() { t.Error("one who stays was taken for gone") })
 				leaverPeer.Close()
 				leaver.Close() // at once: the event, if it comes, finds nobody or its own
 				w.ConnState(leaver, http.StateClosed)
-				release := Bound(stayerCtx)
+				release := Bound(staying)
 				release()
 				if !stop() {
 					t.Error("one who stays was taken for gone")
@@ -413,10 +440,10 @@ func TestReusedDescriptorsAreNotMixedUp(t *testing.T) {
 
 func TestHijackedConnectionIsForgotten(t *testing.T) {
 	w, l := newWatcher(t)
-	ctx, c, peer := accepted(t, w, l)
+	r, c, peer := accepted(t, w, l)
 	defer c.Close()
 	w.ConnState(c, http.StateHijacked)
-	if err := watched(ctx).control(unix.EPOLL_CTL_DEL, 0); err != unix.ENOENT {
+	if err := watched(r).control(unix.EPOLL_CTL_DEL, 0); err != unix.ENOENT {
 		t.Errorf("still in epoll: %v", err)
 	}
 	peer.Close()
@@ -454,7 +481,7 @@ func TestClosedWatcherWatchesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if ctx := w.ConnContext(context.Background(), c); watched(ctx) != nil {
+	if r := request(w.ConnContext(context.Background(), c)); watched(r) != nil {
 		t.Error("watched by a closed Watcher")
 	}
 	if len(w.byConn) != 0 {
@@ -478,15 +505,21 @@ func openFiles(t *testing.T) string {
 
 func TestUnwatchedRequestFallsBackOnItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
+	r := request(ctx)
 	gone := make(chan struct{})
-	AfterHangUp(ctx, func() { close(gone) })
-	Bound(ctx)()
-	Streaming(ctx)()
+	AfterHangUp(r, func() { close(gone) })
+	Bound(r)()
+	each, done := Streaming(r)
+	if each != SendTimeout {
+		t.Errorf("nobody gives up a reader who stalls: %v", each)
+	}
+	done()
 	cancel()
 	receive(t, "hang-up", gone)
 
 	ctx, cancel = context.WithCancel(context.Background())
-	stop := AfterHangUp(ctx, func() { t.Error("called although stopped") })
+	r = request(ctx)
+	stop := AfterHangUp(r, func() { t.Error("called although stopped") })
 	if !stop() {
 		t.Error("not stopped")
 	}
@@ -495,11 +528,11 @@ func TestUnwatchedRequestFallsBackOnItsContext(t *testing.T) {
 
 func TestTimeoutsOfAVanishedPeer(t *testing.T) {
 	w, l := newWatcher(t)
-	ctx, c, peer := accepted(t, w, l)
+	r, c, peer := accepted(t, w, l)
 	defer c.Close()
 	defer peer.Close()
 	option := func(name int) (v int) {
-		watched(ctx).socket.Control(func(fd uintptr) { v, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, name) })
+		watched(r).socket.Control(func(fd uintptr) { v, _ = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, name) })
 		return v
 	}
 	check := func(when string, userTimeout int) {
@@ -510,28 +543,39 @@ func TestTimeoutsOfAVanishedPeer(t *testing.T) {
 		}
 	}
 	check("waiting", 0)
-	done := Streaming(ctx)
+	each, done := Streaming(r)
 	check("streaming", 30_000)
+	if each != 0 {
+		t.Errorf("the kernel does it, and the server is to do it too: %v", each)
+	}
+	stream := r.Clone(r.Context())
+	stream.ProtoMajor = 2
+	each, alsoDone := Streaming(stream)
+	if each != SendTimeout {
+		t.Errorf("the window of a stream can stay shut: %v", each)
+	}
 	done()
+	check("one of two streaming", 30_000)
+	alsoDone()
 	check("waiting again", 0)
 }
 
 func BenchmarkCall(b *testing.B) {
 	w, l := newWatcher(b)
-	ctx, c, peer := accepted(b, w, l)
+	r, c, peer := accepted(b, w, l)
 	defer c.Close()
 	defer peer.Close()
 	b.Run("AfterHangUp", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			AfterHangUp(ctx, func() {})()
+			AfterHangUp(r, func() {})()
 		}
 	})
 	b.Run("AfterHangUp and Bound", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			stop := AfterHangUp(ctx, func() {})
-			Bound(ctx)()
+			stop := AfterHangUp(r, func() {})
+			Bound(r)()
 			stop()
 		}
 	})
@@ -542,9 +586,9 @@ func BenchmarkNotice(b *testing.B) {
 	w, l := newWatcher(b)
 	var took []time.Duration
 	for b.Loop() {
-		ctx, c, peer := accepted(b, w, l)
+		r, c, peer := accepted(b, w, l)
 		gone := make(chan time.Time)
-		AfterHangUp(ctx, func() { gone <- time.Now() })
+		AfterHangUp(r, func() { gone <- time.Now() })
 		left := time.Now()
 		peer.Close()
 		took = append(took, (<-gone).Sub(left))

@@ -6,7 +6,6 @@ import (
 	"context"
 	"net"
 	"net/http"
-	"time"
 )
 
 // Watcher watches nothing on this system: every request falls back on its context.
@@ -30,5 +29,5 @@ func (*Watcher) ConnState(net.Conn, http.ConnState) {}
 // conn is never made on this system.
 type conn struct{ gone context.Context }
 
-func (*conn) bound(bool)                {}
-func (*conn) sendTimeout(time.Duration) {}
+func (*conn) bound(bool)      {}
+func (*conn) stream(int) bool { return false }

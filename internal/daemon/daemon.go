@@ -8,12 +8,9 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -28,21 +25,16 @@ import (
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/connwatch"
 	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/listen"
 	"example.com/hangup/internal/observe"
 	"example.com/hangup/internal/pool"
 	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/spool"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/google/uuid"
 )
 
-// The limits of a connection that no key of the config sets.
 const (
-	// HeaderTimeout is how long a caller may take for the headers of a request.
-	HeaderTimeout = 10 * time.Second
-	// IdleTimeout is how long a connection may be kept between two requests.
-	IdleTimeout = 2 * time.Minute
-	// HeaderMax is how large the headers of a request may be, in bytes.
-	HeaderMax = 64 << 10
 	// lastTrees is how long the trees have to be gone at the end of a drain, after
 	// their grace. What is left then is the supervisor's.
 	lastTrees = 700 * time.Millisecond
@@ -82,10 +74,10 @@ type server struct {
 	calls  *calls.Registry
 	http   *http.Server
 	watch  *connwatch.Watcher
+	doors  *listen.Set
 
-	connections atomic.Int64
-	draining    atomic.Bool
-	booted      atomic.Bool // every pool has been up or has failed once
+	draining atomic.Bool
+	booted   atomic.Bool // every pool has been up or has failed once
 }
 
 // Run serves until ctx ends or a signal comes, drains, and returns when nothing
@@ -100,15 +92,6 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer bodies.Close()
-	listeners, err := listen(ctx, o.Config.Listen)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		for _, l := range listeners {
-			l.Close()
-		}
-	}()
 	if s.watch, err = connwatch.New(); err != nil {
 		return err
 	}
@@ -128,6 +111,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		s.calls.Sink(e)
 		seen(e)
 	}
+	if s.doors, err = listen.Open(ctx, o.Config, seen); err != nil {
+		return err
+	}
+	defer s.doors.Close()
 	s.calls = calls.New(work, calls.Options{Door: s, Emit: emit})
 	for _, w := range o.Config.Workloads {
 		p := s.open(work, w, emit)
@@ -139,18 +126,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	if o.Supervisor != nil {
 		supervisor = os.Getppid()
 	}
-	s.http = &http.Server{
-		Handler: api.New(api.Options{
-			Config: o.Config, Calls: s.calls, Spool: bodies, Workloads: s.snapshots, Metrics: observer.Handler(),
-			Ready: s.ready, Containment: containment, Isolation: isolation,
-			ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
-		}),
-		ConnContext: s.watch.ConnContext, ConnState: s.connState,
-		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
-		ErrorLog: log.New(httpLog{s.log}, "", 0),
-	}
-	s.logStart(listeners, supervisor)
-	return s.serve(ctx, listeners)
+	s.http = s.newHTTP(api.New(api.Options{
+		Config: o.Config, Calls: s.calls, Spool: bodies, Workloads: s.snapshots, Metrics: observer.Handler(),
+		Ready: s.ready, Containment: containment, Isolation: isolation,
+		ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
+	}))
+	s.logStart(supervisor)
+	return s.serve(ctx)
 }
 
 // newID makes a call's id: a UUIDv7, which sorts by time.
@@ -164,26 +146,6 @@ func names(c *config.Config) []string {
 	return list
 }
 
-// listen opens every address, or none.
-func listen(ctx context.Context, addresses []string) (list []net.Listener, err error) {
-	for _, a := range addresses {
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false) // it refuses the options by which a vanished peer is noticed
-		l, err := lc.Listen(ctx, "tcp", a)
-		if err != nil {
-			for _, open := range list {
-				open.Close()
-			}
-			if errors.Is(err, syscall.EADDRINUSE) {
-				return nil, fmt.Errorf("cannot listen on %s: another program does; stop it, or change `listen`", a)
-			}
-			return nil, fmt.Errorf("cannot listen on %s: %w", a, err)
-		}
-		list = append(list, l)
-	}
-	return list, nil
-}
-
 // Do is the one door: it finds the pool of a call's workload.
 func (s *server) Do(ctx context.Context, c *call.Call) error {
 	p := s.byName[c.Workload]
@@ -191,23 +153,6 @@ func (s *server) Do(ctx context.Context, c *call.Call) error {
 		return fmt.Errorf("%w: %q", call.ErrNoSuchWorkload, c.Workload)
 	}
 	return p.Do(ctx, c)
-}
-
-// connState counts connections, and closes one that is over limits.connections.
-func (s *server) connState(c net.Conn, state http.ConnState) {
-	s.watch.ConnState(c, state)
-	switch state {
-	case http.StateNew:
-		over := s.connections.Add(1) - int64(s.o.Config.Limits.Connections)
-		if over == 1 { // once for a crowd
-			s.log.Warn("closing new connections: limits.connections is reached", "caller", c.RemoteAddr().String())
-		}
-		if over > 0 {
-			c.Close()
-		}
-	case http.StateClosed, http.StateHijacked:
-		s.connections.Add(-1)
-	}
 }
 
 // snapshots tells how every pool stands, in the order of the config.
@@ -242,13 +187,9 @@ func (s *server) ready() error {
 }
 
 // serve runs until something ends it.
-func (s *server) serve(ctx context.Context, listeners []net.Listener) error {
-	failed := make(chan error, len(listeners))
-	var serving sync.WaitGroup
-	for _, l := range listeners {
-		serving.Go(func() { failed <- s.http.Serve(l) })
-	}
-	defer serving.Wait()
+func (s *server) serve(ctx context.Context) error {
+	failed := s.doors.Serve(s.http)
+	notify(s.log, daemon.SdNotifyReady)
 	var cause error
 	for waiting := true; waiting; {
 		select {
@@ -272,6 +213,7 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener) error {
 // drain takes the service down: see the package comment.
 func (s *server) drain() {
 	s.draining.Store(true)
+	notify(s.log, daemon.SdNotifyStopping)
 	for _, p := range s.pools {
 		p.Drain()
 	}
@@ -331,23 +273,17 @@ func (s *server) drain() {
 	s.log.Info("ended")
 }
 
-func (s *server) logStart(listeners []net.Listener, supervisor int) {
-	var addresses []string
-	for _, l := range listeners {
-		addresses = append(addresses, l.Addr().String())
+func (s *server) logStart(supervisor int) {
+	for _, w := range s.o.Config.Warnings {
+		s.log.Warn("odd in the config: "+w.Msg, "file", w.File, "line", w.Line)
 	}
-	s.log.Info("serving", "version", s.o.Version, "listen", addresses, "pid", os.Getpid(), "supervisor_pid", supervisor,
+	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", s.o.Config.TLS.On(), "pid", os.Getpid(), "supervisor_pid", supervisor,
 		"containment", containment, "isolation", isolation, "workloads", names(s.o.Config))
+	if s.doors.Inherited() {
+		s.log.Info("the sockets were handed over by the service manager; listen in the config is not used")
+	}
 	if os.Geteuid() == 0 {
 		s.log.Warn("running as root: the workers are root, too, and nothing keeps them from the rest of the machine",
 			"remedy", "run hangup as an ordinary user")
 	}
-}
-
-// httpLog takes what net/http has to say.
-type httpLog struct{ log *slog.Logger }
-
-func (h httpLog) Write(p []byte) (int, error) {
-	h.log.Debug("http", "message", string(p))
-	return len(p), nil
 }

@@ -158,15 +158,33 @@ type Illegal struct {
 	At       time.Time
 }
 
-func (CallStarted) event()   {}
-func (CallProgress) event()  {}
-func (CallEnded) event()     {}
-func (CallCancelled) event() {}
-func (Output) event()        {}
-func (WorkerChanged) event() {}
-func (TreeStopped) event()   {}
-func (StartFailed) event()   {}
-func (Illegal) event()       {}
+// Trouble is something that an operator should know of and can do something about,
+// and that the server goes on with.
+type Trouble struct {
+	What   string
+	Err    error
+	Remedy string
+	At     time.Time
+}
+
+// CertificateTaken says that a certificate that was replaced on disk is in use.
+type CertificateTaken struct {
+	File    string
+	Expires time.Time
+	At      time.Time
+}
+
+func (CallStarted) event()      {}
+func (CallProgress) event()     {}
+func (CallEnded) event()        {}
+func (CallCancelled) event()    {}
+func (Output) event()           {}
+func (WorkerChanged) event()    {}
+func (TreeStopped) event()      {}
+func (StartFailed) event()      {}
+func (Illegal) event()          {}
+func (Trouble) event()          {}
+func (CertificateTaken) event() {}
 
 // Pool is one pool as it stands: what GET /workloads and the gauges show.
 type Pool struct {

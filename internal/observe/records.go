@@ -30,6 +30,10 @@ func (l *records) write(e event.Event) {
 		l.log(slog.LevelWarn, e.At, "worker did not start",
 			slog.String("workload", e.Workload), slog.Uint64("worker", e.Worker),
 			slog.String("cause", text(e.Err)), slog.Float64("retry_ms", event.Milliseconds(e.Retry)))
+	case event.Trouble:
+		l.log(slog.LevelWarn, e.At, e.What, slog.String("cause", text(e.Err)), slog.String("remedy", e.Remedy))
+	case event.CertificateTaken:
+		l.log(slog.LevelInfo, e.At, "certificate taken", slog.String("file", e.File), slog.Time("expires", e.Expires))
 	case event.Illegal:
 		l.log(slog.LevelError, e.At, "illegal transition: a defect of hangup",
 			slog.String("workload", e.Workload), slog.String("cause", text(e.Err)))

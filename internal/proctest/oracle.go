@@ -59,8 +59,10 @@ func until(left func() []string) []string {
 }
 
 // Eventually asks again and again whether something has come true, for as long as
-// Patience lasts. It is for states of the kernel, which tells nobody.
+// Patience lasts. It is for states of the kernel, which tells nobody. It asks less
+// and less often: who asks is in the way of what is to come.
 func Eventually(came func() bool) bool {
+	pause := time.Millisecond
 	for deadline := time.Now().Add(Patience); ; {
 		if came() {
 			return true
@@ -68,7 +70,8 @@ func Eventually(came func() bool) bool {
 		if time.Now().After(deadline) {
 			return false
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(pause)
+		pause = min(2*pause, 16*time.Millisecond)
 	}
 }
 

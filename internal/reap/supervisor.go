@@ -57,7 +57,7 @@ func Supervise(argv []string) int {
 	s := &supervisor{conn: conn, reaper: reaper}
 	reaper.exited = s.exited
 	conn.Send(Hello{Version: ProtocolVersion, Build: Build})
-	if s.server, err = startServer(argv, pair[1]); err != nil {
+	if s.server, err = startServer(argv, pair[1], handed()); err != nil {
 		os.Stderr.WriteString("hangup-shim: cannot start " + argv[0] + ": " + err.Error() + "\n")
 		if err == unix.ENOENT {
 			return 127 // as a shell has it
@@ -69,19 +69,58 @@ func Supervise(argv []string) int {
 	return s.loop(signals, receive(conn), deaths)
 }
 
-func startServer(argv []string, socket int) (int, error) {
-	const fd = 3
+// The variables of sd_listen_fds(3), by which a service manager hands sockets over.
+const (
+	listenPid   = "LISTEN_PID"
+	listenCount = "LISTEN_FDS"
+	listenNames = "LISTEN_FDNAMES"
+	listenStart = 3 // the number of the first
+)
+
+// handed returns the sockets that were handed to this process by a service manager.
+func handed() (sockets []int) {
+	if os.Getenv(listenPid) != strconv.Itoa(os.Getpid()) {
+		return nil
+	}
+	count, _ := strconv.Atoi(os.Getenv(listenCount))
+	for i := range max(count, 0) {
+		sockets = append(sockets, listenStart+i)
+	}
+	return sockets
+}
+
+// startServer starts the server with the sockets that were handed over, under the
+// same numbers, and behind them its end of the socket to the supervisor. The server
+// has another pid than the one they were meant for, so the variable that says it is
+// left out; without sockets, so are the others.
+func startServer(argv []string, socket int, sockets []int) (int, error) {
 	env := make([]string, 0, len(os.Environ())+1)
 	for _, entry := range os.Environ() {
-		if !strings.HasPrefix(entry, SupervisorEnv+"=") {
-			env = append(env, entry)
+		name, _, _ := strings.Cut(entry, "=")
+		switch name {
+		case SupervisorEnv, listenPid:
+			continue
+		case listenCount, listenNames:
+			if len(sockets) == 0 {
+				continue
+			}
 		}
+		env = append(env, entry)
 	}
-	return syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
-		Env:   append(env, SupervisorEnv+"="+strconv.Itoa(fd)),
-		Files: []uintptr{0, 1, 2, uintptr(socket)},
+	files := []uintptr{0, 1, 2}
+	for _, fd := range sockets {
+		files = append(files, uintptr(fd))
+	}
+	env = append(env, SupervisorEnv+"="+strconv.Itoa(len(files)))
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
+		Env:   env,
+		Files: append(files, uintptr(socket)),
 		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
 	})
+	for _, fd := range sockets { // the server alone decides when they are closed
+		unix.Close(fd)
+	}
+	return pid, err
 }
 
 func (s *supervisor) loop(signals <-chan os.Signal, orders <-chan order, deaths <-chan os.Signal) int {
