@@ -182,10 +182,14 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// TestHangUpInMidStream: the connection owns the call, whatever has been told.
+// TestHangUpInMidStream: the connection, or over HTTP/2 the stream, owns the call,
+// whatever has been told.
 func TestHangUpInMidStream(t *testing.T) {
 	s := start(t, python)
-	for range 3 {
+	h1, h2 := s.client, &http.Client{Transport: &http.Transport{Protocols: new(http.Protocols)}}
+	h2.Transport.(*http.Transport).Protocols.SetUnencryptedHTTP2(true)
+	for _, client := range []*http.Client{h1, h2, h1, h2} {
+		s.client = client
 		e := s.follow("POST", "/execute/py/reports_family", `null`)
 		e.until("the family", func(e told) bool { return e.data["family"] == true })
 		running := s.newest("running", func(c callRecord) bool { return c.State == "running" })
@@ -206,7 +210,9 @@ func TestHangUpInMidStream(t *testing.T) {
 		if last := list[len(list)-1]; last.data["type"] != "/problems/cancelled" {
 			t.Errorf("the watcher got %s", last)
 		}
+		client.CloseIdleConnections()
 	}
+	s.client = h1
 }
 
 // TestWatchers: two hundred at once see the same, some from the middle; those who leave
