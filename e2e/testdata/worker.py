@@ -164,6 +164,26 @@ def pours(_):
 
 
 @hangup.task
+def reports(input):
+    """Says what it does, to everybody; in the middle it waits for a file."""
+    for n in range(input["steps"]):
+        if n == input["steps"] // 2 and input.get("file"):
+            while not os.path.exists(input["file"]):
+                time.sleep(0.02)
+        print("step %d" % n, flush=True)
+        hangup.progress(done=n + 1, total=input["steps"])
+    print("no newline", end="", file=sys.stderr, flush=True)
+    return {"steps": input["steps"]}
+
+
+@hangup.task
+def reports_family(_):
+    family()
+    hangup.progress(family=True)
+    time.sleep(1000)
+
+
+@hangup.task
 def answers(input):
     """The nonce of the call, after some seconds, so many times."""
     time.sleep(input["seconds"])

@@ -73,6 +73,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.calls = calls.New(ctx, calls.Options{Door: door, Emit: func(e event.Event) {
+		g.calls.Sink(e)
 		if end, ok := e.(event.CallEnded); ok {
 			select {
 			case g.ended <- end:

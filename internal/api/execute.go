@@ -124,13 +124,11 @@ func (s *server) names(who caller) string {
 // read takes what the headers say into the call. What this version cannot do is
 // refused: a caller who asked for it must not believe to have got it.
 func (s *server) read(h http.Header, c *call.Call) error {
-	for _, name := range []string{"Idempotency-Key", "Last-Event-ID"} {
-		if len(h.Values(name)) > 0 {
-			return fmt.Errorf("%w: %s is not available here: send the call without it", call.ErrBadRequest, name)
-		}
+	if len(h.Values("Idempotency-Key")) > 0 {
+		return fmt.Errorf("%w: Idempotency-Key is not available here: send the call without it", call.ErrBadRequest)
 	}
-	if onlyEvents(h) {
-		return fmt.Errorf("%w: event streams are not available here: accept another content type", call.ErrBadRequest)
+	if len(h.Values("Last-Event-ID")) > 0 { // a reader that comes back by itself must not start the work again
+		return fmt.Errorf("%w: Last-Event-ID: a call cannot be resumed, only watched: GET /calls/{id}/events", call.ErrBadRequest)
 	}
 
 	if kind := h.Get("Content-Type"); len(kind) > maxContentType || !utf8.ValidString(kind) {
@@ -162,18 +160,6 @@ func (s *server) read(h http.Header, c *call.Call) error {
 		c.Traceparent = parent
 	}
 	return nil
-}
-
-// onlyEvents tells whether a caller accepts nothing but an event stream.
-func onlyEvents(h http.Header) bool {
-	accept := strings.Join(h.Values("Accept"), ",")
-	for media := range strings.SplitSeq(accept, ",") {
-		media, _, _ = strings.Cut(media, ";")
-		if !strings.EqualFold(strings.TrimSpace(media), "text/event-stream") {
-			return false
-		}
-	}
-	return accept != ""
 }
 
 // allowPolicy takes the On-Hangup policy into the call if the workload allows it.
@@ -233,6 +219,10 @@ func validTraceparent(v string) bool {
 // die. Once the call is begun nothing may come between that and its Do, so that
 // it has an end.
 func (s *server) do(v *visit, c *call.Call) {
+	if wantsEvents(v.r.Header) {
+		s.stream(v, c)
+		return
+	}
 	defer v.body.Close()
 	out := &reply{
 		w: v.w, conn: v.body.conn, r: v.r,

@@ -45,8 +45,9 @@ type problem struct {
 var problems = []problem{
 	{
 		"cancelled", http.StatusConflict, "The call was cancelled",
-		[]error{call.ErrCancelled},
-		"An operator cancelled the call with DELETE /calls/{id} while it was queued or running. Its work was stopped.",
+		[]error{call.ErrCancelled, call.ErrHungUp}, // the second is told to those who watch
+		"An operator cancelled the call with DELETE /calls/{id} while it was queued or running, or, as those who watch a call are " +
+			"told, its caller hung up. Its work was stopped.",
 	},
 	{
 		"draining", http.StatusServiceUnavailable, "The server is shutting down",

@@ -103,23 +103,29 @@ func (p *reply) write(ctx context.Context, b []byte) error {
 		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
 	}
 	p.begun = true
-	if p.each > 0 {
-		_ = p.conn.SetWriteDeadline(time.Now().Add(p.each))
+	return interruptible(ctx, p.conn, p.each, func() error { return p.pass(b) })
+}
+
+// interruptible runs a write for a call, which fails when the call ends: a caller
+// who does not read must not keep one that has ended. It may last no longer than
+// each, if that is above 0.
+func interruptible(ctx context.Context, conn *http.ResponseController, each time.Duration, write func() error) error {
+	if each > 0 {
+		_ = conn.SetWriteDeadline(time.Now().Add(each))
 	}
-	// A caller who does not read must not keep a call that has ended.
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = p.conn.SetWriteDeadline(past)
+		_ = conn.SetWriteDeadline(past)
 		close(woken)
 	})
-	err := p.pass(b)
+	err := write()
 	if stop() {
-		if p.each > 0 {
-			_ = p.conn.SetWriteDeadline(time.Time{}) // the next part may be long in coming
+		if each > 0 {
+			_ = conn.SetWriteDeadline(time.Time{}) // the next part may be long in coming
 		}
 	} else {
 		<-woken
-		_ = p.conn.SetWriteDeadline(time.Time{}) // this may have been the last part
+		_ = conn.SetWriteDeadline(time.Time{}) // this may have been the last part
 	}
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), call.ErrHungUp)

@@ -8,7 +8,8 @@
 // a call's context never comes from its request, its hang-up comes from
 // connwatch; and every error is a problem document (RFC 9457) from one table.
 //
-// The package has no goroutine of its own. It imports call, calls, config,
+// The package has no goroutine of its own but the one that writes the events of a
+// call to its caller, which ends before the handler does. It imports call, calls, config,
 // connwatch, event and spool.
 package api
 
@@ -95,6 +96,7 @@ var routes = []struct {
 	{"/execute/{workload}/{task...}", methods{"POST": {execute, (*server).execute}}},
 	{"/calls", methods{"GET": {observe, (*server).listCalls}}},
 	{"/calls/{id}", methods{"GET": {observe, (*server).showCall}, "DELETE": {operate, (*server).cancelCall}}},
+	{"/calls/{id}/events", methods{"GET": {observe, (*server).watchCall}}},
 	{"/workloads", methods{"GET": {observe, (*server).listWorkloads}}},
 	{"/metrics", methods{"GET": {observe, (*server).metrics}}},
 	{"/healthz", methods{"GET": {open, (*server).healthy}}},
