@@ -79,6 +79,7 @@ type Pool struct {
 	inbox   chan input
 	looks   chan chan view
 	done    chan struct{} // closed when the loop has ended
+	closed  error         // what calls are told from then on
 	funs    sync.WaitGroup
 
 	mu    sync.Mutex
@@ -96,6 +97,11 @@ func New(ctx context.Context, o Options) *Pool {
 	go p.loop(newMachine(o))
 	return p
 }
+
+// ErrRetired is what [Pool.Do] fails with in a pool that is on its way out, where
+// another may have taken its place. The call is as it was: nothing of its input
+// has been asked for.
+var ErrRetired = errors.New("the pool is retired")
 
 // answer is what the loop tells a call: a refusal, a worker, or just "yes".
 type answer struct {
@@ -136,7 +142,7 @@ func (p *Pool) turn(ctx context.Context, t *ticket, what what) (*worker, error) 
 	select {
 	case a = <-t.answer:
 	case <-p.done:
-		a.err = call.ErrDraining
+		a.err = p.closed
 	case <-ctx.Done():
 		p.post(input{what: left, call: t})
 		if a = p.await(t); a.worker == nil {
@@ -211,6 +217,16 @@ func (p *Pool) checkTask(c *call.Call) error {
 // Drain lets no new calls in. Those that are in go on.
 func (p *Pool) Drain() { p.post(input{what: drain}) }
 
+// Retire lets no new calls in: they fail with [ErrRetired]. Those that are in go on
+// to their end, and no worker stays that they do not need. It returns when the last
+// call has ended and the last tree is gone, or when the pool was closed.
+func (p *Pool) Retire() {
+	p.post(input{what: retire})
+	<-p.done
+	p.abandon()
+	p.funs.Wait()
+}
+
 // Close drains, lets go of every worker, and returns when the last tree is gone
 // or ctx ends: then it leaves behind what would not die, which is an error.
 // Calls that run are waited for: cancel them first.
@@ -261,7 +277,7 @@ func (p *Pool) await(t *ticket) answer {
 	case a := <-t.answer:
 		return a
 	case <-p.done:
-		return answer{err: call.ErrDraining}
+		return answer{err: p.closed}
 	}
 }
 

@@ -1,0 +1,173 @@
+package daemon
+
+import (
+	"errors"
+	"reflect"
+	"slices"
+
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/spool"
+)
+
+// A reload reads the config file again and has two phases. What can fail is
+// prepared beside all that runs and touches nothing of it; one failure, and all of
+// it is dropped. What is left then cannot fail, and is committed at once. So a
+// reload happens as a whole or not at all, and nobody waits for a file.
+
+// part is a piece of a reload that has been prepared. Either commit or drop is
+// called, once, and neither can fail.
+type part struct{ commit, drop func() }
+
+// prepared is a reload before its commit. With faults it will not have one.
+type prepared struct {
+	next   *config.Config
+	parts  []part
+	faults []string
+}
+
+func (p *prepared) drop() {
+	for _, one := range p.parts {
+		one.drop()
+	}
+	p.parts = nil
+}
+
+// prepareReload prepares a reload in a goroutine, because reading a file may take
+// any time, and the server is to hear its signals meanwhile. When over is closed
+// before the result was taken, the result is dropped.
+func (s *server) prepareReload(over <-chan struct{}) <-chan prepared {
+	result := make(chan prepared)
+	go func() {
+		p := s.prepare()
+		select {
+		case result <- p:
+		case <-over:
+			p.drop()
+		}
+	}()
+	return result
+}
+
+func (s *server) prepare() (p prepared) {
+	now := s.config.Load()
+	next, err := config.Load(now.File)
+	if err != nil {
+		return prepared{faults: faultsOf(err)}
+	}
+	p.next = next
+	for _, prepare := range []func(now, next *config.Config) (part, error){
+		prepareNothing, s.prepareListeners, s.prepareSpool,
+	} {
+		one, err := prepare(now, next)
+		if err != nil {
+			p.faults = append(p.faults, faultsOf(err)...)
+			continue
+		}
+		p.parts = append(p.parts, one)
+	}
+	if len(p.faults) > 0 {
+		p.drop()
+	}
+	return p
+}
+
+// commit makes what was prepared true, and says so, or says why not.
+func (s *server) commit(p prepared) {
+	if len(p.faults) > 0 {
+		s.log.Error("reload refused", "config", s.config.Load().File, "faults", p.faults)
+		return
+	}
+	now := s.config.Swap(p.next)
+	for _, one := range p.parts {
+		one.commit()
+	}
+	s.log.Change(p.next.Log.Format, p.next.Log.Level)
+	s.observer.Add(names(p.next))
+	c := s.pools.swap(p.next.Workloads)
+	s.serveAs(p.next) // last: whoever it lets in finds the pools
+	s.log.Info("reloaded", "config", p.next.File,
+		"added", c.added, "removed", c.removed, "changed", c.changed, "keys", changedKeys(now, p.next))
+}
+
+// nothing is a part with nothing to do.
+var nothing = part{commit: func() {}, drop: func() {}}
+
+// prepareNothing refuses what holds for as long as the server runs.
+func prepareNothing(now, next *config.Config) (part, error) {
+	return nothing, fixed(now, next, "containment")
+}
+
+// prepareListeners refuses other addresses and certificates.
+func (s *server) prepareListeners(now, next *config.Config) (part, error) {
+	return nothing, fixed(now, next, "listen", "tls")
+}
+
+// prepareSpool opens another directory for the bodies to come.
+func (s *server) prepareSpool(now, next *config.Config) (part, error) {
+	if now.Spool == next.Spool {
+		return nothing, nil
+	}
+	opened, err := spool.Open(next.Spool.Dir, next.Spool.Max)
+	if err != nil {
+		return part{}, config.Faults{{File: next.File, Msg: "spool: " + err.Error()}}
+	}
+	return part{
+		commit: func() { s.bodies.Become(opened) },
+		drop:   func() { opened.Close() },
+	}, nil
+}
+
+// keys are the keys of a config beside its workloads.
+var keys = []struct {
+	name string
+	of   func(*config.Config) any
+}{
+	{"listen", func(c *config.Config) any { return c.Listen }},
+	{"tls", func(c *config.Config) any { return c.TLS }},
+	{"hosts", func(c *config.Config) any { return c.Hosts }},
+	{"trusted_proxies", func(c *config.Config) any { return c.TrustedProxies }},
+	{"auth", func(c *config.Config) any { return c.Auth }},
+	{"limits", func(c *config.Config) any { return c.Limits }},
+	{"spool", func(c *config.Config) any { return c.Spool }},
+	{"drain", func(c *config.Config) any { return c.Drain }},
+	{"containment", func(c *config.Config) any { return c.Containment }},
+	{"log", func(c *config.Config) any { return c.Log }},
+}
+
+// changedKeys names the keys beside the workloads whose values differ.
+func changedKeys(now, next *config.Config) []string {
+	changed := []string{}
+	for _, key := range keys {
+		if !reflect.DeepEqual(key.of(now), key.of(next)) {
+			changed = append(changed, key.name)
+		}
+	}
+	return changed
+}
+
+// fixed refuses another value for keys that cannot have one while the server runs.
+func fixed(now, next *config.Config, names ...string) error {
+	var faults config.Faults
+	for _, name := range changedKeys(now, next) {
+		if slices.Contains(names, name) {
+			faults = append(faults, config.Fault{File: next.File, Msg: name + ": cannot be changed while the server runs: restart it, or put the old value back"})
+		}
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return faults
+}
+
+// faultsOf is an error as a list of what is wrong.
+func faultsOf(err error) []string {
+	var faults config.Faults
+	if !errors.As(err, &faults) {
+		return []string{err.Error()}
+	}
+	list := make([]string, len(faults))
+	for i, f := range faults {
+		list[i] = f.Error()
+	}
+	return list
+}
