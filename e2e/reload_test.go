@@ -131,9 +131,12 @@ func TestReload(t *testing.T) {
 	}
 
 	// A changed workload: who is in goes on, who comes is the new pool's.
-	running := s.later("/execute/py/sleep", "0.7")
-	old := s.running("sleep").WorkerPid
+	running := s.later("/execute/py/until", `"first"`)
+	old := s.running("until").WorkerPid
 	s.reload(lists{"changed": "py"}, version(2)+other)
+	if w := s.pool("py"); w.State != "up" {
+		t.Errorf("a new pool takes calls and is %s", w.State)
+	}
 	check("changed")
 	if got := <-s.later("/execute/py/pid", "null"); got.status != http.StatusOK || slices.Contains(was, atoi(got.body)) {
 		t.Errorf("a call after the reload got %+v; the workers before it were %v", got, was)
@@ -142,23 +145,25 @@ func TestReload(t *testing.T) {
 		t.Errorf("on their way out are %v", names)
 	}
 	s.eventually("one worker of the old pool", func() bool { return s.metric(`hangup_workers{state="busy",workload="py"}`) == 1 })
-	if got := <-running; got.status != http.StatusOK || got.body != `"slept"` {
+	s.write("first", "")
+	if got := <-running; got.status != http.StatusOK || got.body != `"came"` {
 		t.Errorf("the call that was running got %+v", got)
 	}
-	if c := s.find("slept", func(c callRecord) bool { return c.Task == "sleep" }); c.WorkerPid != old || c.Outcome != "done" {
+	if c := s.find("ended", func(c callRecord) bool { return c.Task == "until" && c.State == "ended" }); c.WorkerPid != old || c.Outcome != "done" {
 		t.Errorf("it was done by %d, and began in %d: %+v", c.WorkerPid, old, c)
 	}
 	s.eventually("gone", func() bool { return len(s.retiring()) == 0 })
 
 	// One that waits for a worker of the old pool gets one of it.
 	for range 2 {
-		s.later("/execute/py/sleep", "0.4")
+		s.later("/execute/py/until", `"second"`)
 	}
 	s.eventually("two running", func() bool { return s.metric(`hangup_workers{state="busy",workload="py"}`) == 2 })
 	before := s.pids("py")
 	queued := s.later("/execute/py/pid", "null")
 	s.eventually("queued", func() bool { return s.pool("py").Queued == 1 })
 	s.reload(lists{"changed": "py"}, version(3)+other)
+	s.write("second", "")
 	if got := <-queued; got.status != http.StatusOK || !slices.Contains(before, atoi(got.body)) {
 		t.Errorf("the call that was queued got %+v, and the workers of its pool were %v", got, before)
 	}
@@ -174,13 +179,14 @@ func TestReload(t *testing.T) {
 	if got := <-s.later("/execute/extra/echo", "1"); got.status != http.StatusOK {
 		t.Errorf("a call to a new workload got %+v", got)
 	}
-	running = s.later("/execute/extra/sleep", "0.4")
+	running = s.later("/execute/extra/until", `"third"`)
 	s.eventually("busy", func() bool { return s.metric(`hangup_workers{state="busy",workload="extra"}`) == 1 })
 	s.reload(lists{"removed": "extra"}, version(3)+other)
 	if got := <-s.later("/execute/extra/echo", "1"); got.status != http.StatusNotFound || got.slug != "no-such-workload" {
 		t.Errorf("a call to a removed workload got %+v", got)
 	}
-	if got := <-running; got.status != http.StatusOK || got.body != `"slept"` {
+	s.write("third", "")
+	if got := <-running; got.status != http.StatusOK || got.body != `"came"` {
 		t.Errorf("the call that was running in it got %+v", got)
 	}
 	if !s.has(`hangup_calls_total{outcome="done",workload="extra"} 2`) {
@@ -261,8 +267,8 @@ func TestReloadRefused(t *testing.T) {
 	s := start(t, version(1)+other)
 	file := filepath.Join(s.dir, "hangup.yaml")
 	pids := slices.Concat(s.pids("py"), s.pids("other"))
-	running := s.later("/execute/py/sleep", "0.5")
-	s.running("sleep")
+	running := s.later("/execute/py/until", `"refused"`)
+	s.running("until")
 	for _, test := range []struct {
 		name, content string
 		want          []string // of each line of the faults
@@ -275,6 +281,10 @@ func TestReloadRefused(t *testing.T) {
 		{"what needs a restart", "listen: [127.0.0.1:1]\ncontainment: {minimum: process-group}\nworkloads:\n" + version(2), []string{
 			file + ": containment: cannot be changed while the server runs: restart it",
 			file + ": listen: cannot be changed while the server runs: restart it",
+		}},
+		{"a worker that does not start", "listen: [127.0.0.1:0]\nworkloads:\n" + version(2) + "  a: {command: [./nothing]}\n  b: {command: [sh, -c, 'echo no luck today >&2; exit 3']}\n", []string{
+			file + ": workloads.a: cannot start ./nothing: no such file",
+			file + ": workloads.b: cannot start a worker: the worker exited with code 3",
 		}},
 		{"a spool that takes nothing", "listen: [127.0.0.1:0]\nspool: {dir: /proc}\nworkloads:\n" + version(2), []string{file + ": spool: cannot use spool directory /proc: "}},
 	} {
@@ -289,6 +299,7 @@ func TestReloadRefused(t *testing.T) {
 	if now := slices.Concat(s.pids("py"), s.pids("other")); !slices.Equal(now, pids) {
 		t.Errorf("the workers are %v, were %v", now, pids)
 	}
+	s.write("refused", "")
 	if got := <-running; got.status != http.StatusOK {
 		t.Errorf("the running call got %+v", got)
 	}
@@ -329,11 +340,35 @@ func TestDrainDuringReload(t *testing.T) {
 		}
 		s.end(syscall.SIGTERM, 0)
 	})
+	t.Run("a worker that is never ready", func(t *testing.T) {
+		s := launch(t, version(1))
+		s.configure(version(2) + "  never: {command: [sleep, \"1000\"], workers: 1}\n")
+		if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		s.eventually("it starts", func() bool {
+			return slices.ContainsFunc(proc.Look(s.cmd.Process.Pid), func(p proc.Process) bool { return strings.Contains(p.Command, "sleep") })
+		})
+		if r, body := s.post("/execute/py/echo", "1"); r.StatusCode != http.StatusOK {
+			t.Errorf("a call meanwhile: %s %s", r.Status, body)
+		}
+		began := time.Now()
+		s.end(syscall.SIGTERM, 0)
+		if took := time.Since(began); took > 8*time.Second {
+			t.Errorf("gone after %v", took)
+		}
+		if len(s.records("reloaded"))+len(s.records("left behind")) > 0 {
+			t.Errorf("the log:\n%s", s.logText())
+		}
+		if left := s.atWork(); len(left) > 0 {
+			t.Errorf("left behind: %s", left)
+		}
+	})
 	t.Run("at once", func(t *testing.T) {
 		for i := range rounds {
 			s := launch(t, version(1))
-			running := s.later("/execute/py/sleep", "0.3")
-			s.running("sleep")
+			running := s.later("/execute/py/until", `"signalled"`)
+			s.running("until")
 			all := proc.Look(s.cmd.Process.Pid)
 			s.configure(version(2) + other)
 			signals := []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM}
@@ -342,6 +377,7 @@ func TestDrainDuringReload(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			s.write("signalled", "")
 			if got := <-running; got.status != http.StatusOK {
 				t.Errorf("the running call got %+v", got)
 			}
@@ -402,18 +438,17 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	broken := []string{"", "workloads: {}\n", "\x00", "workloads:\n" + version(7) + "  x: {}\n", "listen: [127.0.0.1:1]\nworkloads:\n" + version(8), "spool: {dir: /nowhere}\nworkloads:\n" + version(9)}
 	settings := []string{"", "hosts: [a.example]", "limits: {body: 1MiB}", "spool: {max: 1MiB}", "drain: 9s"}
-	good, n := 0, 1
+	good, workloads := 0, version(1)+other
 	for range reloads {
 		if rand.IntN(3) > 0 {
 			s.refuse(broken[rand.IntN(len(broken))])
 			continue
 		}
-		if rand.IntN(5) == 0 {
-			n = 1 + rand.IntN(3)
-		}
-		workloads := version(n) + other
-		if rand.IntN(5) == 0 {
-			workloads += strings.Replace(other, "other", "extra", 1)
+		if rand.IntN(8) == 0 { // workers are dear
+			workloads = version(1+rand.IntN(3)) + other
+			if rand.IntN(2) == 0 {
+				workloads += strings.Replace(other, "other", "extra", 1)
+			}
 		}
 		s.configure(workloads, settings[rand.IntN(len(settings))])
 		good++

@@ -138,7 +138,11 @@ func Run(ctx context.Context, o Options) (err error) {
 		seen(e)
 	}
 	s.calls = calls.New(work, calls.Options{Door: s.pools, Emit: emit})
-	s.pools.swap(o.Config.Workloads)
+	first, err := s.pools.prepare(o.Config.Workloads)
+	if err != nil {
+		return err
+	}
+	s.pools.commit(first) // to be up is not waited for: readyz tells
 
 	s.serveAs(o.Config)
 	s.http = &http.Server{
@@ -249,8 +253,8 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener) error {
 		serving.Go(func() { failed <- s.http.Serve(l) })
 	}
 	defer serving.Wait()
-	over := make(chan struct{})
-	defer close(over)
+	open, over := context.WithCancel(ctx)
+	defer over()
 	var reload <-chan prepared // the one under way; nil: none
 	var cause error
 	for waiting := true; waiting; {
@@ -264,7 +268,7 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener) error {
 		case cause = <-failed:
 			waiting = false
 		case <-reloads:
-			reload = s.prepareReload(over)
+			reload = s.prepareReload(open)
 		case p := <-reload:
 			reload = nil
 			s.commit(p)
@@ -273,6 +277,7 @@ func (s *server) serve(ctx context.Context, listeners []net.Listener) error {
 			waiting = false
 		}
 	}
+	over()
 	s.drain()
 	return cause
 }

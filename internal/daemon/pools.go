@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -28,7 +29,9 @@ type pools struct {
 	mu       sync.Mutex
 	current  []*member // in the order of the config
 	byName   map[string]*member
+	coming   []*member // of a plan that is neither committed nor dropped
 	retiring []*member // in the order in which they were told to go
+	drained  bool      // nothing comes any more
 
 	going sync.WaitGroup // a goroutine for each that is retiring
 }
@@ -39,8 +42,16 @@ type member struct {
 	workload config.Workload
 }
 
-// changes names the workloads that a reload has touched.
+// changes names the workloads that a reload touches.
 type changes struct{ added, removed, changed []string }
+
+// plan is the pools to come: those that stay, and new ones, which have begun to
+// start beside them.
+type plan struct {
+	changes
+	pools []*member
+	fresh []*member // those that are new
+}
 
 // Do is the one door: it finds the pool of a call's workload.
 func (ps *pools) Do(ctx context.Context, c *call.Call) error {
@@ -61,40 +72,82 @@ func (ps *pools) find(workload string) *member {
 	return ps.byName[workload]
 }
 
-// swap has these workloads served from now on and no others. The pool of one that
-// is as it was is not touched. All others start, or are retired, in their own time.
-func (ps *pools) swap(workloads []config.Workload) changes {
-	c := changes{[]string{}, []string{}, []string{}}
+// prepare makes a plan for these workloads and no others. Nothing that is there is
+// touched. It fails in a drain. There is one plan at a time.
+func (ps *pools) prepare(workloads []config.Workload) (*plan, error) {
+	p := &plan{changes: changes{[]string{}, []string{}, []string{}}}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	current := make([]*member, 0, len(workloads))
-	byName := make(map[string]*member, len(workloads))
+	if ps.drained {
+		return nil, call.ErrDraining
+	}
+	removed := maps.Clone(ps.byName)
 	for _, w := range workloads {
-		m := ps.byName[w.Name]
-		switch {
-		case m == nil:
-			c.added = append(c.added, w.Name)
+		m := removed[w.Name]
+		delete(removed, w.Name)
+		if m == nil || !reflect.DeepEqual(m.workload, w) {
+			names := &p.changed
+			if m == nil {
+				names = &p.added
+			}
+			*names = append(*names, w.Name)
 			m = &member{ps.open(w), w}
-		case !reflect.DeepEqual(m.workload, w):
-			c.changed = append(c.changed, w.Name)
-			ps.retire(m)
-			m = &member{ps.open(w), w}
+			p.fresh = append(p.fresh, m)
 		}
-		current = append(current, m)
-		byName[w.Name] = m
+		p.pools = append(p.pools, m)
 	}
 	for _, m := range ps.current {
-		if byName[m.workload.Name] == nil {
-			c.removed = append(c.removed, m.workload.Name)
+		if removed[m.workload.Name] != nil {
+			p.removed = append(p.removed, m.workload.Name)
+		}
+	}
+	ps.coming = p.fresh
+	return p, nil
+}
+
+// settle waits for the first worker of each new pool, as long as ctx lets it. It
+// returns what is wrong with those that could not start one.
+func (p *plan) settle(ctx context.Context) (wrong []string) {
+	for _, m := range p.fresh {
+		if err := m.Settle(ctx); err != nil {
+			wrong = append(wrong, fmt.Sprintf("workloads.%s: %v", m.workload.Name, err))
+		}
+	}
+	return wrong
+}
+
+// commit has the pools of a plan take every call from now on. The others are
+// retired, and go in their own time.
+func (ps *pools) commit(p *plan) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, m := range ps.current {
+		if !slices.Contains(p.pools, m) {
 			ps.retire(m)
 		}
 	}
-	ps.current, ps.byName = current, byName
-	return c
+	ps.current, ps.byName, ps.coming = p.pools, make(map[string]*member, len(p.pools)), nil
+	for _, m := range p.pools {
+		ps.byName[m.workload.Name] = m
+	}
+}
+
+// drop lets go of the new pools of a plan, unless the drain has come first: then
+// close does.
+func (ps *pools) drop(p *plan) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.drained {
+		return
+	}
+	for _, m := range p.fresh {
+		ps.retire(m)
+	}
+	ps.coming = nil
 }
 
 // retire has a pool go, in a goroutine that ends when it is gone. A call that the
-// pool hands back meanwhile waits in find until swap is done.
+// pool hands back meanwhile waits in find until commit is done.
 func (ps *pools) retire(m *member) {
 	ps.retiring = append(ps.retiring, m)
 	ps.going.Go(func() {
@@ -128,8 +181,11 @@ func (ps *pools) snapshots() []event.Pool {
 	return list
 }
 
-// drain lets no new calls in. There is no swap after it.
+// drain lets no new calls in, and makes no more plans. There is no commit after it.
 func (ps *pools) drain() {
+	ps.mu.Lock()
+	ps.drained = true
+	ps.mu.Unlock()
 	current, _ := ps.all()
 	for _, m := range current {
 		m.Drain()
@@ -149,8 +205,9 @@ func (ps *pools) grace() time.Duration {
 // close lets go of every pool, and returns when all are gone, or ctx ends. It
 // returns an error for each that leaves something behind.
 func (ps *pools) close(ctx context.Context) []error {
-	current, retiring := ps.all()
-	members := slices.Concat(current, retiring)
+	ps.mu.Lock()
+	members := slices.Concat(ps.current, ps.coming, ps.retiring)
+	ps.mu.Unlock()
 	errs := make([]error, len(members))
 	var closing sync.WaitGroup
 	for i, m := range members {

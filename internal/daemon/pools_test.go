@@ -140,6 +140,49 @@ func TestCloseCoversWhatIsRetiring(t *testing.T) {
 	})
 }
 
+// TestPlan: until its commit a plan touches nothing, and a dropped one leaves nothing.
+func TestPlan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSet(t)
+		s.swap([]config.Workload{work("a", 1), work("b", 1)})
+		broken := work("broken", 1)
+		broken.Command = []string{"broken"}
+		p, err := s.prepare([]config.Workload{work("a", 2), broken})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"a", "b"} {
+			want(t, s.call(name, 0), name+"1", nil)
+		}
+		want(t, s.call("broken", 0), "", call.ErrNoSuchWorkload)
+		if wrong := p.settle(t.Context()); !slices.Equal(wrong, []string{"workloads.broken: no such program"}) {
+			t.Errorf("wrong with it: %q", wrong)
+		}
+		s.drop(p)
+		synctest.Wait()
+		if current, retiring := s.all(); len(current) != 2 || len(retiring) != 0 || len(s.coming) != 0 {
+			t.Errorf("after the drop there are %d, %d on their way out, %d to come", len(current), len(retiring), len(s.coming))
+		}
+		want(t, s.call("a", 0), "a1", nil)
+
+		// The drain may come before the drop: then there is none, and close is enough.
+		if p, err = s.prepare([]config.Workload{work("a", 2)}); err != nil {
+			t.Fatal(err)
+		}
+		s.drain()
+		s.drop(p)
+		if errs := s.close(t.Context()); len(errs) > 0 {
+			t.Error(errs)
+		}
+		if state := p.pools[0].Snapshot(); state.Reason != "closed" {
+			t.Errorf("the pool of the plan is %+v", state)
+		}
+		if _, err := s.prepare(nil); !errors.Is(err, call.ErrDraining) {
+			t.Errorf("a plan in the drain: %v", err)
+		}
+	})
+}
+
 // TestEveryKeyIsCompared: a key of the config that a reload does not look at would
 // change without a word.
 func TestEveryKeyIsCompared(t *testing.T) {
@@ -175,6 +218,9 @@ func newSet(t *testing.T) *set {
 		return pool.New(ctx, pool.Options{
 			Name: w.Name, Limit: 2, Spares: 1, QueueLength: 100, QueueWait: time.Hour, StartTimeout: time.Hour,
 			Launch: func(_ context.Context, exited func()) (pool.Worker, pool.Info, error) {
+				if len(w.Command) > 0 {
+					return nil, pool.Info{}, errors.New("no such program")
+				}
 				return &echo{name, exited}, pool.Info{Pid: 1, Tasks: []string{"work"}, Sound: func() bool { return true }}, nil
 			},
 			Emit: func(e event.Event) {
@@ -191,6 +237,17 @@ func newSet(t *testing.T) *set {
 		cancel()
 	})
 	return s
+}
+
+// swap is a whole reload, as soon as the new pools are warm.
+func (s *set) swap(workloads []config.Workload) changes {
+	p, err := s.prepare(workloads)
+	if err != nil {
+		panic(err)
+	}
+	p.settle(context.Background())
+	s.commit(p)
+	return p.changes
 }
 
 func work(name string, version int) config.Workload {

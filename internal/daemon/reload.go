@@ -1,9 +1,11 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"reflect"
 	"slices"
+	"time"
 
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/spool"
@@ -14,6 +16,9 @@ import (
 // it is dropped. What is left then cannot fail, and is committed at once. So a
 // reload happens as a whole or not at all, and nobody waits for a file.
 
+// warmUp is how long a reload waits for the first workers of new pools.
+const warmUp = 10 * time.Second
+
 // part is a piece of a reload that has been prepared. Either commit or drop is
 // called, once, and neither can fail.
 type part struct{ commit, drop func() }
@@ -22,33 +27,38 @@ type part struct{ commit, drop func() }
 type prepared struct {
 	next   *config.Config
 	parts  []part
+	plan   *plan
 	faults []string
 }
 
-func (p *prepared) drop() {
-	for _, one := range p.parts {
-		one.drop()
-	}
-	p.parts = nil
-}
-
 // prepareReload prepares a reload in a goroutine, because reading a file may take
-// any time, and the server is to hear its signals meanwhile. When over is closed
-// before the result was taken, the result is dropped.
-func (s *server) prepareReload(over <-chan struct{}) <-chan prepared {
+// any time, and the server is to hear its signals meanwhile. When ctx ends before
+// the result was taken, the result is dropped.
+func (s *server) prepareReload(ctx context.Context) <-chan prepared {
 	result := make(chan prepared)
 	go func() {
-		p := s.prepare()
+		p := s.prepare(ctx)
 		select {
 		case result <- p:
-		case <-over:
-			p.drop()
+		case <-ctx.Done():
+			s.drop(p)
 		}
 	}()
 	return result
 }
 
-func (s *server) prepare() (p prepared) {
+// drop undoes what was prepared. What has faults has been dropped.
+func (s *server) drop(p prepared) {
+	if len(p.faults) > 0 {
+		return
+	}
+	for _, one := range p.parts {
+		one.drop()
+	}
+	s.pools.drop(p.plan)
+}
+
+func (s *server) prepare(ctx context.Context) (p prepared) {
 	now := s.config.Load()
 	next, err := config.Load(now.File)
 	if err != nil {
@@ -65,10 +75,38 @@ func (s *server) prepare() (p prepared) {
 		}
 		p.parts = append(p.parts, one)
 	}
+	if len(p.faults) == 0 { // workers are not started in vain
+		if p.plan, err = s.prepareWorkloads(ctx, next); err != nil {
+			p.faults = faultsOf(err)
+		}
+	}
 	if len(p.faults) > 0 {
-		p.drop()
+		for _, one := range p.parts {
+			one.drop()
+		}
 	}
 	return p
+}
+
+// prepareWorkloads starts the pools of new and changed workloads, and has them
+// warm before anybody calls them. One that cannot start a worker is a fault. One
+// that takes longer than warmUp is not waited for: its calls will.
+func (s *server) prepareWorkloads(ctx context.Context, next *config.Config) (*plan, error) {
+	p, err := s.pools.prepare(next.Workloads)
+	if err != nil {
+		return nil, err
+	}
+	ctx, done := context.WithTimeout(ctx, warmUp)
+	defer done()
+	var faults config.Faults
+	for _, wrong := range p.settle(ctx) {
+		faults = append(faults, config.Fault{File: next.File, Msg: wrong})
+	}
+	if len(faults) > 0 {
+		s.pools.drop(p)
+		return nil, faults
+	}
+	return p, nil
 }
 
 // commit makes what was prepared true, and says so, or says why not.
@@ -83,10 +121,10 @@ func (s *server) commit(p prepared) {
 	}
 	s.log.Change(p.next.Log.Format, p.next.Log.Level)
 	s.observer.Add(names(p.next))
-	c := s.pools.swap(p.next.Workloads)
+	s.pools.commit(p.plan)
 	s.serveAs(p.next) // last: whoever it lets in finds the pools
 	s.log.Info("reloaded", "config", p.next.File,
-		"added", c.added, "removed", c.removed, "changed", c.changed, "keys", changedKeys(now, p.next))
+		"added", p.plan.added, "removed", p.plan.removed, "changed", p.plan.changed, "keys", changedKeys(now, p.next))
 }
 
 // nothing is a part with nothing to do.

@@ -113,6 +113,10 @@ func (p *Pool) goLaunch(w *worker) {
 		defer cancel()
 		handle, info, err := p.o.Launch(ctx, func() { p.post(input{what: workerExited, worker: w}) })
 		w.handle, w.info = handle, info
+		p.first.Do(func() {
+			p.unready = err
+			close(p.settled)
+		})
 		if err != nil {
 			p.post(input{what: workerFailed, worker: w, ok: handle == nil, err: err})
 			return

@@ -80,6 +80,9 @@ type Pool struct {
 	looks   chan chan view
 	done    chan struct{} // closed when the loop has ended
 	closed  error         // what calls are told from then on
+	settled chan struct{} // closed when the first start of a worker has ended
+	unready error         // how it failed, if it did
+	first   sync.Once     // guards both
 	funs    sync.WaitGroup
 
 	mu    sync.Mutex
@@ -92,7 +95,7 @@ func New(ctx context.Context, o Options) *Pool {
 	base, abandon := context.WithCancel(ctx)
 	p := &Pool{
 		o: o, base: base, abandon: abandon,
-		inbox: make(chan input), looks: make(chan chan view), done: make(chan struct{}),
+		inbox: make(chan input), looks: make(chan chan view), done: make(chan struct{}), settled: make(chan struct{}),
 	}
 	go p.loop(newMachine(o))
 	return p
@@ -216,6 +219,21 @@ func (p *Pool) checkTask(c *call.Call) error {
 
 // Drain lets no new calls in. Those that are in go on.
 func (p *Pool) Drain() { p.post(input{what: drain}) }
+
+// Settle waits until a first worker is ready, and returns nil; or until the start of
+// one has failed, and returns how; or until ctx ends, when it returns what is known.
+func (p *Pool) Settle(ctx context.Context) error {
+	select {
+	case <-p.settled:
+	case <-ctx.Done():
+	}
+	select {
+	case <-p.settled:
+		return p.unready
+	default:
+		return nil
+	}
+}
 
 // Retire lets no new calls in: they fail with [ErrRetired]. Those that are in go on
 // to their end, and no worker stays that they do not need. It returns when the last
