@@ -35,12 +35,24 @@ func (s *server) configure(workloads string, settings ...string) {
 // hangup has the server read its config, and returns the record of what came of it.
 func (s *server) hangup(msg string) map[string]any {
 	s.t.Helper()
-	before := len(s.records(msg))
+	s.mu.Lock()
+	before := len(s.log)
+	s.mu.Unlock()
 	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		s.t.Fatal(err)
 	}
-	s.eventually(msg, func() bool { return len(s.records(msg)) > before })
-	return s.records(msg)[before]
+	var found map[string]any
+	s.eventually(msg, func() bool { // looks at what is new alone: there may be thousands
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for ; before < len(s.log) && found == nil; before++ {
+			if s.log[before]["msg"] == msg {
+				found = s.log[before]
+			}
+		}
+		return found != nil
+	})
+	return found
 }
 
 // reload gives the server a config that it takes, and checks what it says of it:

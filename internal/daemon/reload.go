@@ -14,7 +14,7 @@ import (
 // A reload reads the config file again and has two phases. What can fail is
 // prepared beside all that runs and touches nothing of it; one failure, and all of
 // it is dropped. What is left then cannot fail, and is committed at once. So a
-// reload happens as a whole or not at all, and nobody waits for a file.
+// reload happens as a whole or not at all, and nobody waits for a file or a worker.
 
 // warmUp is how long a reload waits for the first workers of new pools.
 const warmUp = 10 * time.Second
