@@ -145,7 +145,13 @@ func (p *Pool) turn(ctx context.Context, t *ticket, what what) (*worker, error) 
 	select {
 	case a = <-t.answer:
 	case <-p.done:
-		a.err = p.closed
+		// The loop may have answered before it ended. It never ends by itself
+		// while a call waits.
+		select {
+		case a = <-t.answer:
+		default:
+			a.err = call.ErrDraining
+		}
 	case <-ctx.Done():
 		p.post(input{what: left, call: t})
 		if a = p.await(t); a.worker == nil {
