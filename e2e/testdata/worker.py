@@ -32,6 +32,14 @@ def sleep(seconds):
 
 
 @hangup.task
+def until(path):
+    """Waits until the file is there."""
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return "came"
+
+
+@hangup.task
 def stream(input):
     def parts():
         for _ in range(input["parts"]):

@@ -36,7 +36,8 @@ type Options struct {
 	Metrics   http.Handler
 	Ready     func() error // why the server cannot serve; nil: it can
 	NewID     func() string
-	Budget    *Budget // of hang-ups; it outlives the handler
+	Budget    *Budget // of hang-ups; it outlives the handler, as do the
+	Probes    *Probes
 
 	// What GET /workloads says of the server itself.
 	Containment, Isolation   string
@@ -56,7 +57,6 @@ type server struct {
 	o         Options
 	door      door
 	workloads map[string]config.Workload
-	probes    probes
 }
 
 // visit is one request on its way through the server.
