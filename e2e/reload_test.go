@@ -294,7 +294,7 @@ func TestReloadRefused(t *testing.T) {
 			file + ": containment: cannot be changed while the server runs: restart it",
 			file + ": limits.streams: cannot be changed while the server runs: restart it",
 		}},
-		{"addresses and certificates that cannot be had", "listen: [127.0.0.1:0, 192.0.2.1:1]\nworkloads:\n" + version(2), []string{
+		{"addresses and certificates that cannot be had", "listen: [127.0.0.1:0, 192.0.2.1:1]\nauth: none\nworkloads:\n" + version(2), []string{
 			file + ": cannot listen on 192.0.2.1:1: this machine has no such address",
 		}},
 		{"a worker that does not start", "listen: [127.0.0.1:0]\nworkloads:\n" + version(2) + "  a: {command: [./nothing]}\n  b: {command: [sh, -c, 'echo no luck today >&2; exit 3']}\n", []string{
@@ -451,7 +451,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	broken := []string{"", "workloads: {}\n", "\x00", "workloads:\n" + version(7) + "  x: {}\n", "listen: [192.0.2.1:1]\nworkloads:\n" + version(8), "spool: {dir: /nowhere}\nworkloads:\n" + version(9)}
+	broken := []string{"", "workloads: {}\n", "\x00", "workloads:\n" + version(7) + "  x: {}\n", "listen: [192.0.2.1:1]\nauth: none\nworkloads:\n" + version(8), "spool: {dir: /nowhere}\nworkloads:\n" + version(9)}
 	settings := []string{"", "hosts: [a.example]", "limits: {body: 1MiB}", "spool: {max: 1MiB}", "drain: 9s"}
 	good, workloads := 0, version(1)+other
 	for range reloads {

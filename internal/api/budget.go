@@ -26,8 +26,8 @@ const (
 //
 // Each caller has a bucket of hang-ups that refills steadily. Every hang-up takes
 // one out, also of an empty bucket, because the calls that run cannot be taken
-// back: that is debt, and who has less than one left is let in no more. Over time
-// nobody can do more than the refill, however many calls were under way at once.
+// back: that is debt, and who has less than one left is let in no more. Debt grows to
+// as much as a full bucket, so that whoever stops doing it can pay it off.
 //
 // Only those who hung up have a bucket. It outlives a reload of the config, so a
 // server has one Budget however many handlers it makes. Its methods may be called
@@ -39,11 +39,11 @@ type Budget struct {
 }
 
 // payer is whose bucket it is: a token's, or else an address's. An IPv6 caller
-// has a network full of addresses, and one bucket. The zero payer is whoever is
-// on a unix socket.
+// has a network full of addresses, and one bucket.
 type payer struct {
 	token   string
 	network netip.Prefix
+	local   string // the user on a unix socket
 }
 
 // NewBudget makes a Budget in which nobody has hung up yet.
@@ -84,7 +84,9 @@ func (b *Budget) charge(p payer) {
 		bucket = rate.NewLimiter(b.refill(), b.limits.Burst)
 		b.buckets[p] = bucket
 	}
-	bucket.ReserveN(now, 1)
+	if bucket.TokensAt(now) > -float64(b.limits.Burst) {
+		bucket.ReserveN(now, 1)
+	}
 }
 
 // wait is how long it takes until p may call again; 0 is now.

@@ -91,7 +91,7 @@ func TestWorkloads(t *testing.T) {
 		},
 		"retiring": []any{
 			map[string]any{
-				"name": "echo", "kind": "worker", "limit": 2., "spares": 0., "queued": 1., "state": "up", "reason": "",
+				"name": "echo", "kind": "worker", "limit": 2., "spares": 0., "queued": 1., "state": "up", "reason": "", "tasks": []any{},
 				"workers": []any{},
 			},
 		},

@@ -110,7 +110,7 @@ func crossSite(r *http.Request) bool {
 
 // caller is who asks.
 type caller struct {
-	name    string        // for records: the token's, or the address
+	name    string        // for records: the token's, the address, or the user on a unix socket
 	token   *config.Token // nil where none are configured: everything is allowed
 	from    netip.Addr    // the zero Addr is local, on a unix socket
 	proxied bool          // the connection is a trusted proxy's
@@ -119,9 +119,9 @@ type caller struct {
 // arrive is who asks as far as the connection tells, before a token is looked at.
 func (d *door) arrive(r *http.Request) caller {
 	from, proxied := d.origin(r)
-	who := caller{name: "local", from: from, proxied: proxied}
-	if from.IsValid() {
-		who.name = from.String()
+	who := caller{name: from.String(), from: from, proxied: proxied}
+	if !from.IsValid() {
+		who.name = local(r)
 	}
 	return who
 }
@@ -131,12 +131,24 @@ func (c caller) payer() payer {
 	if c.token != nil {
 		return payer{token: c.token.Name}
 	}
+	if !c.from.IsValid() {
+		return payer{local: c.name}
+	}
 	bits := c.from.BitLen()
 	if c.from.Is6() {
 		bits = 64
 	}
 	network, _ := c.from.Prefix(bits) // it cannot have too many
 	return payer{network: network}
+}
+
+// local names who is on a unix socket: its user, as internal/listen says it for the
+// address of the other end.
+func local(r *http.Request) string {
+	if strings.HasPrefix(r.RemoteAddr, "uid:") {
+		return r.RemoteAddr
+	}
+	return "local"
 }
 
 // identify finds out whose token r bears, and whether it allows what needs the scope.
