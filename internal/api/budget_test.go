@@ -163,6 +163,7 @@ func TestGivingUpCosts(t *testing.T) {
 		runs, told bool // the work starts; the caller stays for the reply
 	}{
 		{"running", head + "\r\n", true, false},
+		{"running, told of events", head + "Accept: text/event-stream\r\n\r\n", true, false},
 		{"half a body", head + "Content-Length: 4\r\n\r\nbo", false, false},
 		{"half a document", "POST /execute HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer one\r\nContent-Length: 40\r\n\r\n{", false, false},
 		{"a time limit of its own", head + "Call-Timeout: 1ms\r\n\r\n", true, true},

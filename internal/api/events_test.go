@@ -483,7 +483,7 @@ func TestHeartbeat(t *testing.T) {
 		ctx, _ := r.Begin(c)
 		w, _ := r.Watch("a", 0)
 		page := httptest.NewRecorder()
-		e := newStream(&visit{w: page, body: &body{conn: http.NewResponseController(page)}})
+		e := newEventWriter(&visit{w: page, body: &body{conn: http.NewResponseController(page)}})
 		var working sync.WaitGroup
 		working.Go(func() { r.Do(ctx, c) })
 		working.Go(func() {
@@ -524,7 +524,7 @@ func TestReaderWait(t *testing.T) {
 			ours, theirs := net.Pipe()
 			defer ours.Close()
 			defer theirs.Close()
-			e := newStream(&visit{w: piped{ours}, body: &body{conn: http.NewResponseController(piped{ours})}})
+			e := newEventWriter(&visit{w: piped{ours}, body: &body{conn: http.NewResponseController(piped{ours})}})
 			var reading sync.WaitGroup
 			defer reading.Wait()
 			reading.Go(func() {
@@ -564,7 +564,7 @@ func FuzzEventData(f *testing.F) {
 	f.Fuzz(func(t *testing.T, said []byte) {
 		check := func(line []byte) map[string]any {
 			t.Helper()
-			e := &stream{}
+			e := &eventWriter{}
 			e.event(1, "x", line)
 			list, err := events(t, bufio.NewReader(bytes.NewReader(e.buf)))
 			if err != io.EOF || len(list) != 1 || list[0].name != "x" || list[0].id != "1" || list[0].data["call"] != "id" {

@@ -12,7 +12,6 @@ import (
 	"unicode/utf8"
 
 	"example.com/hangup/internal/call"
-	"example.com/hangup/internal/connwatch"
 )
 
 // Bounds on what a caller says that goes into records or to the worker, in bytes.
@@ -219,33 +218,34 @@ func validTraceparent(v string) bool {
 // die. Once the call is begun nothing may come between that and its Do, so that
 // it has an end.
 func (s *server) do(v *visit, c *call.Call) {
-	if wantsEvents(v.r.Header) {
-		s.stream(v, c)
-		return
-	}
 	defer v.body.Close()
-	out := &reply{
-		w: v.w, conn: v.body.conn, r: v.r,
-		timing: func(streamed bool) string { return s.timing(c, streamed) },
-	}
+	out := s.outlet(v, c)
 	c.Reply = out
 	v.w.Header().Set("Hangup-Call", c.ID)
 
 	ctx, lease := s.o.Calls.Begin(c)
-	stop := connwatch.AfterHangUp(v.r, lease.Drop)
+	out.start(lease)
 	err := s.o.Calls.Do(ctx, c)
-	stop()
-	out.end()
 	if s.walkedOut(c, err) {
 		s.o.Budget.charge(v.caller.payer())
 	}
-	switch {
+	switch err = out.end(err); {
 	case err == nil:
-	case out.begun, errors.Is(err, call.ErrHungUp):
+	case errors.Is(err, errCut), errors.Is(err, call.ErrHungUp):
 		v.abort()
 	default:
-		out.withdraw()
 		s.end(v, c, err)
+	}
+}
+
+// outlet is where the reply to a call goes: to the caller as it is, or as events.
+func (s *server) outlet(v *visit, c *call.Call) outlet {
+	if wantsEvents(v.r.Header) {
+		return s.newEventReply(v, c)
+	}
+	return &reply{
+		w: v.w, conn: v.body.conn, r: v.r,
+		timing: func(streamed bool) string { return s.timing(c, streamed) },
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"time"
 
 	"example.com/hangup/internal/call"
@@ -19,7 +18,7 @@ import (
 // ended. A larger one is sent as it comes, in base64.
 const heldResult = 1 << 20
 
-// streamed is a [call.Reply] to a caller who asked for events: it writes them as
+// eventReply is a [call.Reply] to a caller who asked for events: it writes them as
 // they come, and the result as the last.
 //
 // The stream begins when the call's input is in, so that whatever is refused
@@ -27,15 +26,16 @@ const heldResult = 1 << 20
 // call's events, until the call has ended or a large result comes; only then the
 // call's own goroutine writes. A caller who reads slowly holds up nobody before
 // that: the events that the trail has let go meanwhile are a gap.
-type streamed struct {
-	*stream
+type eventReply struct {
+	*eventWriter
+	calls *calls.Registry
 	call  *call.Call
+	visit *visit
 	watch *calls.Watch
-	r     *http.Request // for connwatch only
 	// timing is the value of Server-Timing when the stream begins.
 	timing func() string
-	// drop gives up the caller's lease: it does not read any more.
-	drop func()
+	drop   func() // gives up the caller's lease: it does not read any more
+	stop   func() // ends the watch on a peer that hangs up
 
 	begun    bool
 	each     time.Duration // for the caller to take a piece of a large result; 0: the kernel sees to it
@@ -45,66 +45,67 @@ type streamed struct {
 	last     int64         // the id of the last event, 0 before that, and
 	err      error         // why the stream is broken
 
-	headed  bool
-	head    call.Head
-	written int64
-	held    []byte
-	encode  io.WriteCloser // of a large result, into buf; nil before its first byte
+	tally
+	held   []byte
+	encode io.WriteCloser // of a large result, into buf; nil before its first byte
 }
 
-// stream has a call done whose owner is the connection, and tells its events.
-func (s *server) stream(v *visit, c *call.Call) {
-	defer v.body.Close()
-	out := &streamed{
-		stream: newStream(v), call: c, r: v.r,
+func (s *server) newEventReply(v *visit, c *call.Call) *eventReply {
+	p := &eventReply{
+		eventWriter: newEventWriter(v), calls: s.o.Calls, call: c, visit: v,
 		timing: func() string { return s.timing(c, true) },
 		large:  make(chan struct{}), followed: make(chan struct{}),
 	}
-	c.Input, c.Reply = placed{c.Input, out}, out
-	v.w.Header().Set("Hangup-Call", c.ID)
+	c.Input = placed{c.Input, p}
+	return p
+}
 
-	ctx, lease := s.o.Calls.Begin(c)
-	out.drop = lease.Drop
-	out.watch, _ = s.o.Calls.Watch(c.ID, 0)
-	defer out.close()
-	defer hangUp(v, func() {
+func (p *eventReply) start(lease *calls.Lease) {
+	p.drop = lease.Drop
+	p.watch, _ = p.calls.Watch(p.call.ID, 0)
+	p.stop = hangUp(p.visit, func() {
 		lease.Drop()
-		out.leave()
-	})()
-	err := s.o.Calls.Do(ctx, c)
+		p.leave()
+	})
+}
+
+func (p *eventReply) end(err error) error {
+	defer p.close()
 	switch {
 	case errors.Is(err, call.ErrHungUp):
-		out.leave()
-		v.abort()
-	case err != nil && !out.begun:
-		s.end(v, c, err)
-	case out.finish(err) != nil:
-		v.abort()
+		p.leave()
+		return err
+	case err != nil && !p.begun:
+		return err
+	case p.finish(err) != nil:
+		return errCut
+	default:
+		return nil
 	}
 }
 
 // placed is an input whose call has a place once it is received.
 type placed struct {
 	call.Input
-	out *streamed
+	out *eventReply
 }
 
 func (p placed) Receive(ctx context.Context) error {
 	if err := p.Input.Receive(ctx); err != nil {
 		return err
 	}
-	p.out.begin()
+	p.out.launch()
 	return nil
 }
 
-// begin begins the stream. The goroutine ends with the call, with the stream,
+// launch begins the stream. The goroutine ends with the call, with the stream,
 // or when a large result comes; close waits for it.
-func (p *streamed) begin() {
+func (p *eventReply) launch() {
 	if p.begun {
 		return
 	}
 	p.begun = true
-	p.each, p.unwatch = connwatch.Streaming(p.r)
+	p.each, p.unwatch = connwatch.Streaming(p.visit.r)
 	p.w.Header().Set("Server-Timing", p.timing())
 	go func() {
 		defer close(p.followed)
@@ -118,7 +119,8 @@ func (p *streamed) begin() {
 }
 
 // close lets go of the connection. The call has ended.
-func (p *streamed) close() {
+func (p *eventReply) close() {
+	p.stop()
 	if p.begun {
 		<-p.followed
 		p.unwatch()
@@ -126,14 +128,10 @@ func (p *streamed) close() {
 }
 
 // Head notes what the result is.
-func (p *streamed) Head(h call.Head) error {
-	switch {
-	case p.headed:
-		return fmt.Errorf("%w: it began its reply twice", call.ErrBadWorker)
-	case !validValue(h.ContentType):
-		return fmt.Errorf("%w: its content type %q cannot be sent", call.ErrBadWorker, clip(h.ContentType))
+func (p *eventReply) Head(h call.Head) error {
+	if err := p.begin(h); err != nil {
+		return err
 	}
-	p.headed, p.head = true, h
 	if h.Size <= heldResult {
 		p.held = make([]byte, 0, max(h.Size, 0))
 	}
@@ -141,16 +139,9 @@ func (p *streamed) Head(h call.Head) error {
 }
 
 // Write takes a part of the result: it is held, or sent.
-func (p *streamed) Write(ctx context.Context, b []byte) error {
-	if !p.headed {
-		return errors.New("cannot write a reply before its head")
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	p.written += int64(len(b))
-	if p.head.Size >= 0 && p.written > p.head.Size {
-		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.head.Size)
+func (p *eventReply) Write(ctx context.Context, b []byte) error {
+	if err := p.count(ctx, len(b)); err != nil {
+		return err
 	}
 	if p.encode == nil {
 		if p.head.Size <= heldResult && p.written <= heldResult {
@@ -175,8 +166,8 @@ func (p *streamed) Write(ctx context.Context, b []byte) error {
 
 // take takes the stream over from the goroutine that follows the call, once that
 // has written what has come so far, and begins the event of a large result.
-func (p *streamed) take(ctx context.Context) error {
-	p.begin()
+func (p *eventReply) take(ctx context.Context) error {
+	p.launch()
 	close(p.large)
 	select {
 	case <-p.followed:
@@ -196,7 +187,7 @@ func (p *streamed) take(ctx context.Context) error {
 }
 
 // pass sends a part of a large result.
-func (p *streamed) pass(part []byte) error {
+func (p *eventReply) pass(part []byte) error {
 	if _, err := p.w.Write(part); err != nil {
 		return err
 	}
@@ -204,8 +195,8 @@ func (p *streamed) pass(part []byte) error {
 }
 
 // finish writes the last event of a call that has ended with err.
-func (p *streamed) finish(err error) error {
-	p.begin() // where nobody has received the input
+func (p *eventReply) finish(err error) error {
+	p.launch() // where nobody has received the input
 	<-p.followed
 	switch {
 	case p.err != nil:
@@ -225,7 +216,7 @@ func (p *streamed) finish(err error) error {
 
 // lastID is the id of the last event of a call that has ended. What came while a
 // large result was written, and was not told, lies before it.
-func (p *streamed) lastID() int64 {
+func (p *eventReply) lastID() int64 {
 	for p.last == 0 {
 		events, _ := p.watch.Next()
 		if ev := events[len(events)-1]; ev.Name == "ended" {
