@@ -291,8 +291,8 @@ func TestReloadRefused(t *testing.T) {
 		{"no YAML", "workloads: [\n", []string{file + ":"}},
 		{"empty", "", []string{file + ":1:1: "}},
 		{"what needs a restart", "listen: [127.0.0.1:0]\nlimits: {streams: 7}\ncontainment: {minimum: process-group}\nworkloads:\n" + version(2), []string{
-			file + ": containment: cannot be changed while the server runs: restart it",
 			file + ": limits.streams: cannot be changed while the server runs: restart it",
+			file + ": containment: cannot be changed while the server runs: restart it",
 		}},
 		{"addresses and certificates that cannot be had", "listen: [127.0.0.1:0, 192.0.2.1:1]\nauth: none\nworkloads:\n" + version(2), []string{
 			file + ": cannot listen on 192.0.2.1:1: this machine has no such address",

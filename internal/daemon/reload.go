@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"reflect"
-	"slices"
 	"time"
 
 	"example.com/hangup/internal/config"
@@ -65,10 +64,9 @@ func (s *server) prepare(ctx context.Context) (p prepared) {
 		return prepared{faults: faultsOf(err)}
 	}
 	p.next = next
-	for _, prepare := range []func(now, next *config.Config) (part, error){
-		prepareNothing, prepareStreams, s.prepareListeners, s.prepareSpool,
-	} {
-		one, err := prepare(now, next)
+	p.faults = refuseFixed(now, next)
+	for _, prepare := range []func(context.Context, *config.Config) (part, error){s.prepareListeners, s.prepareSpool} {
+		one, err := prepare(ctx, next)
 		if err != nil {
 			p.faults = append(p.faults, faultsOf(err)...)
 			continue
@@ -129,36 +127,20 @@ func (s *server) commit(p prepared) {
 		"added", p.plan.added, "removed", p.plan.removed, "changed", p.plan.changed, "keys", changedKeys(now, p.next))
 }
 
-// nothing is a part with nothing to do.
-var nothing = part{commit: func() {}, drop: func() {}}
-
-// prepareNothing refuses what holds for as long as the server runs.
-func prepareNothing(now, next *config.Config) (part, error) {
-	return nothing, fixed(now, next, "containment")
-}
-
 // prepareListeners opens the new addresses and loads the certificate, also when its
 // files alone have changed.
-func (s *server) prepareListeners(_, next *config.Config) (part, error) {
-	change, err := s.doors.Prepare(context.Background(), next)
+func (s *server) prepareListeners(ctx context.Context, next *config.Config) (part, error) {
+	change, err := s.doors.Prepare(ctx, next)
 	if err != nil {
 		return part{}, config.Faults{{File: next.File, Msg: err.Error()}}
 	}
 	return part{commit: change.Commit, drop: change.Discard}, nil
 }
 
-// prepareStreams refuses another number: net/http takes it once, for all connections.
-func prepareStreams(now, next *config.Config) (part, error) {
-	if now.Limits.Streams == next.Limits.Streams {
-		return nothing, nil
-	}
-	return part{}, config.Faults{{File: next.File, Msg: unchangeable("limits.streams")}}
-}
-
 // prepareSpool opens another directory for the bodies to come.
-func (s *server) prepareSpool(now, next *config.Config) (part, error) {
-	if now.Spool == next.Spool {
-		return nothing, nil
+func (s *server) prepareSpool(_ context.Context, next *config.Config) (part, error) {
+	if s.config.Load().Spool == next.Spool {
+		return part{commit: func() {}, drop: func() {}}, nil
 	}
 	opened, err := spool.Open(next.Spool.Dir, next.Spool.Max)
 	if err != nil {
@@ -168,6 +150,28 @@ func (s *server) prepareSpool(now, next *config.Config) (part, error) {
 		commit: func() { s.bodies.Become(opened) },
 		drop:   func() { opened.Close() },
 	}, nil
+}
+
+// fixed are the keys that hold for as long as a server runs: net/http takes the streams
+// once for all connections, and what holds the workers is found out at the start.
+var fixed = []struct {
+	name string
+	of   func(*config.Config) any
+}{
+	{"limits.streams", func(c *config.Config) any { return c.Limits.Streams }},
+	{"containment", func(c *config.Config) any { return c.Containment }},
+}
+
+// refuseFixed tells which of those have another value.
+func refuseFixed(now, next *config.Config) (faults []string) {
+	for _, key := range fixed {
+		if key.of(now) != key.of(next) {
+			faults = append(faults, config.Fault{
+				File: next.File, Msg: key.name + ": cannot be changed while the server runs: restart it, or put the old value back",
+			}.Error())
+		}
+	}
+	return faults
 }
 
 // keys are the keys of a config beside its workloads.
@@ -196,25 +200,6 @@ func changedKeys(now, next *config.Config) []string {
 		}
 	}
 	return changed
-}
-
-// fixed refuses another value for keys that cannot have one while the server runs.
-func fixed(now, next *config.Config, names ...string) error {
-	var faults config.Faults
-	for _, name := range changedKeys(now, next) {
-		if slices.Contains(names, name) {
-			faults = append(faults, config.Fault{File: next.File, Msg: unchangeable(name)})
-		}
-	}
-	if len(faults) == 0 {
-		return nil
-	}
-	return faults
-}
-
-// unchangeable says that a key cannot have another value while the server runs.
-func unchangeable(key string) string {
-	return key + ": cannot be changed while the server runs: restart it, or put the old value back"
 }
 
 // faultsOf is an error as a list of what is wrong.
