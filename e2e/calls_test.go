@@ -2,14 +2,17 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/proctest"
 )
 
 // python is a workload of testdata/worker.py.
@@ -91,6 +94,37 @@ func TestEnds(t *testing.T) {
 				t.Errorf("the neighbour got %s", got)
 			}
 		})
+	}
+}
+
+// TestMalformedInput: input that is not what its content type says is refused with the
+// place of the fault, by whatever SDK; its worker lives on.
+func TestMalformedInput(t *testing.T) {
+	primes := proctest.Build(t, "primes", "./examples/go")
+	s := start(t, fmt.Sprintf(`
+  py: {command: [python3, worker.py], workers: 1, spares: 0, stop: {grace: 200ms}}
+  go: {command: [%s], workers: 1, spares: 0, stop: {grace: 200ms}}
+`, primes))
+	before := append(s.pids("py"), s.pids("go")...)
+	for _, path := range []string{"/execute/py/echo", "/execute/go"} {
+		for input, offset := range map[string]int{`{"below": 1`: 11, "": 0, "{\n \"below\": x}": 12, "[1] [2]": 4, `"` + "\xff" + `"`: 1} {
+			reply, body := s.post(path, input)
+			var problem struct {
+				Type, Outcome string
+				Line, Column  int
+				Offset        *int
+			}
+			if err := json.Unmarshal([]byte(body), &problem); err != nil {
+				t.Fatalf("%s: %v in %s", reply.Status, err, body)
+			}
+			if reply.StatusCode != 400 || problem.Type != "/problems/bad-request" || problem.Outcome != "rejected" ||
+				problem.Offset == nil || *problem.Offset != offset || problem.Line == 0 || problem.Column == 0 {
+				t.Errorf("%s %q: %s %s, want 400 and the offset %d", path, input, reply.Status, body, offset)
+			}
+		}
+	}
+	if after := append(s.pids("py"), s.pids("go")...); !slices.Equal(before, after) {
+		t.Errorf("the workers are %v, and were %v", after, before)
 	}
 }
 

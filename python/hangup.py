@@ -595,12 +595,20 @@ def _decode(body, content_type):
     try:
         return _decoder.decode(body.decode())
     except ValueError as error:  # with the position; UnicodeDecodeError is one too
-        raise ValueError("the input is not valid JSON: %s" % error) from None
+        raise _Malformed("the input is not valid JSON: %s" % error) from None
+    except RecursionError:
+        raise _Malformed("the input is nested too deep") from None
+
+
+class _Malformed(ValueError):
+    """What was sent is not what its content type says."""
 
 
 def _failure(error):
     """The payload of the FAILURE that tells of an exception."""
     info = {"error": type(error).__name__, "message": _text(error)}
+    if isinstance(error, _Malformed):
+        info.update(error="ValueError", malformed=True)
     if isinstance(error, Failure):
         if type(error) is Failure:
             info["error"] = ""

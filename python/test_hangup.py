@@ -409,11 +409,12 @@ class Results(unittest.TestCase):
         ):
             with self.subTest(body=body):
                 kinds, _, failure = self.worker.call("echo", body, "application/json")
-                self.assertEqual((kinds, failure["error"]), ([FAILURE], "ValueError"))
+                self.assertEqual((kinds, failure["error"], failure["malformed"]), ([FAILURE], "ValueError", True))
                 self.assertIn("the input is not valid JSON", failure["message"])
                 self.assertIn(where, failure["message"])
         kinds, _, failure = self.worker.call("echo", b"[" * 100000, "application/json")
-        self.assertEqual((kinds, failure["error"]), ([FAILURE], "RecursionError"))
+        self.assertEqual((kinds, failure["malformed"]), ([FAILURE], True))
+        self.assertIn("too deep", failure["message"])
 
     def test_results(self):
         for code, want in (

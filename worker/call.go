@@ -8,6 +8,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"example.com/hangup/internal/wire"
 )
@@ -55,15 +56,24 @@ func (c *Call) Decode(v any) error {
 	if err != nil {
 		return err
 	}
+	if !utf8.Valid(data) { // which encoding/json would mend
+		return &malformedError{errors.New("cannot decode the input: it is not UTF-8")}
+	}
 	if err := json.Unmarshal(data, v); err != nil {
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
-			return fmt.Errorf("cannot decode the input: %w (byte %d)", err, syntax.Offset)
+			return &malformedError{fmt.Errorf("cannot decode the input: %w (byte %d)", err, syntax.Offset)}
 		}
 		return fmt.Errorf("cannot decode the input: %w", err)
 	}
 	return nil
 }
+
+// malformedError says that the input is no JSON. A task that returns it has done
+// nothing with the input, and its caller is told where the fault is.
+type malformedError struct{ error }
+
+func (e *malformedError) Unwrap() error { return e.error }
 
 // Progress tells whoever watches the call how far it is. In JSON v must be an
 // object of at most 1 MiB.
@@ -280,6 +290,9 @@ func failurePayload(err error) []byte {
 	info := wire.FailureInfo{Error: class(err), Message: err.Error()}
 	if f := (*failure)(nil); errors.As(err, &f) {
 		info.Error, info.Detail, info.Members = f.FailureInfo.Error, f.Detail, f.Members
+	}
+	if m := (*malformedError)(nil); errors.As(err, &m) {
+		info.Error, info.Malformed = class(m.error), true
 	}
 	info.Message, info.Detail = cut(info.Message), cut(info.Detail)
 	payload, err := json.Marshal(info)

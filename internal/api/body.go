@@ -153,6 +153,13 @@ func (b *body) Reader() io.Reader {
 	return b.spooled.Reader()
 }
 
+func (b *body) Check() error {
+	if isJSON, _ := textual(b.ContentType()); !isJSON {
+		return nil
+	}
+	return checkJSON(b.Reader())
+}
+
 // Close gives back what the body takes up, and lifts the bound on what comes
 // behind it. The reply must not have ended yet.
 func (b *body) Close() {

@@ -167,6 +167,29 @@ type failed struct{ err error }
 
 func (f failed) Read([]byte) (int, error) { return 0, f.err }
 
+func (p *part) Check() error { return nil } // or the document would not have been one
+
+// checkJSON reads one value and tells where it is none.
+func checkJSON(r io.Reader) error {
+	s := &scanner{in: bufio.NewReader(r), at: position{line: 1, column: 1}}
+	_, err := s.peek()
+	if err == nil {
+		err = s.value()
+	}
+	if err == nil {
+		if _, err = s.peek(); err == nil {
+			return s.fault("something follows the value")
+		}
+		if err == io.EOF {
+			return nil
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		return s.fault("the JSON ends too early")
+	}
+	return err
+}
+
 // scanner checks JSON (RFC 8259) byte by byte and knows where it is.
 type scanner struct {
 	in *bufio.Reader

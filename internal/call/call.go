@@ -54,6 +54,10 @@ type Input interface {
 	Size() int64
 	// Reader reads the received input from its start.
 	Reader() io.Reader
+	// Check reads the received input through, and tells where it is not what its
+	// content type says: then it fails with ErrBadRequest. A Doer that is told so by
+	// the work, which has to decode the input anyhow, asks for the place.
+	Check() error
 }
 
 // Reply takes the result. It has one user: the goroutine inside Do. What its

@@ -128,6 +128,12 @@ func Outcome(err error) event.Outcome {
 	}
 }
 
+// Orderly tells whether a Do that returned err leaves its worker as it was: the work
+// said of itself how it ended, or that its input was malformed.
+func Orderly(err error) bool {
+	return err == nil || errors.Is(err, ErrFailed) || errors.Is(err, ErrBadRequest)
+}
+
 // CancelledBy names who ended a call whose context ended with cause: caller,
 // operator, timeout or drain.
 func CancelledBy(cause error) string {

@@ -307,6 +307,7 @@ func (p *pending) wait() error {
 func (p *pending) Receive(context.Context) error { return nil }
 func (p *pending) ContentType() string           { return "" }
 func (p *pending) Size() int64                   { return int64(p.takes) }
+func (p *pending) Check() error                  { return nil }
 func (p *pending) Reader() io.Reader             { return strings.NewReader("") }
 func (p *pending) Head(call.Head) error          { return nil }
 func (p *pending) Write(_ context.Context, b []byte) error {

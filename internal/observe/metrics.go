@@ -73,7 +73,7 @@ func newMetrics(o Options) *metrics {
 		return v
 	}
 	m.total = counter("hangup_calls_total", "Calls that have ended, by outcome.", "workload", "outcome")
-	m.accepted = counter("hangup_calls_accepted_total", "Calls that were not rejected: started, or ended otherwise.", "workload")
+	m.accepted = counter("hangup_calls_accepted_total", "Calls that have ended, and were not rejected.", "workload")
 	m.callTime = histogram("hangup_call_seconds", "From a call's headers to its end, rejected calls left out.", callBuckets)
 	m.queueTime = histogram("hangup_queue_seconds", "From a call's headers to its worker, body included.", queueBuckets)
 	m.killing = histogram("hangup_kill_seconds", "From the decision to stop a worker to its tree verified empty.", killBuckets)
@@ -128,15 +128,11 @@ func (m *metrics) of(workload string) *series {
 func (m *metrics) count(e event.Event) {
 	switch e := e.(type) {
 	case event.CallStarted:
-		s := m.of(e.Workload)
-		s.accepted.Inc()
-		s.queue.Observe(e.Waited.Seconds())
+		m.of(e.Workload).queue.Observe(e.Waited.Seconds())
 	case event.CallEnded:
 		s := m.of(e.Workload)
-		if e.Outcome != event.Rejected {
-			if !e.Started { // nobody has counted it yet
-				s.accepted.Inc()
-			}
+		if e.Outcome != event.Rejected { // which a call can be whose worker found its input malformed
+			s.accepted.Inc()
 			s.call.Observe((e.Waited + e.Ran).Seconds())
 		}
 		s.total[e.Outcome].Inc()

@@ -198,7 +198,7 @@ func (p *Pool) run(ctx context.Context, t *ticket, w *worker) error {
 		p.cancel(t, err) // the reply found the caller gone first
 		return err
 	}
-	p.post(input{what: returned, call: t, ok: err == nil || errors.Is(err, call.ErrFailed)})
+	p.post(input{what: returned, call: t, ok: call.Orderly(err)})
 	return err
 }
 

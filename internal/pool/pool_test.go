@@ -195,6 +195,7 @@ func (in *fakeInput) Receive(ctx context.Context) error {
 }
 func (in *fakeInput) ContentType() string { return "" }
 func (in *fakeInput) Size() int64         { return 0 }
+func (in *fakeInput) Check() error        { return nil }
 func (in *fakeInput) Reader() io.Reader   { return strings.NewReader("") }
 
 type reply struct{ body strings.Builder }

@@ -159,4 +159,7 @@ type FailureInfo struct {
 	Message string         `json:"message"`           // for the caller
 	Detail  string         `json:"detail,omitempty"`  // a traceback, for the operator
 	Members map[string]any `json:"members,omitempty"` // what the work adds to the problem document
+	// Malformed says that the input is not what its content type says, and that
+	// nothing was done with it.
+	Malformed bool `json:"malformed,omitempty"`
 }

@@ -42,7 +42,7 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 
 	sent := w.send(ctx, c)
 	err := w.receive(ctx, c)
-	if err != nil && !errors.Is(err, call.ErrFailed) {
+	if !call.Orderly(err) {
 		// The worker will take nothing more.
 		w.requests.SetWriteDeadline(past)
 	}
@@ -55,7 +55,7 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	}
 	w.requests.SetWriteDeadline(time.Time{}) // where the caller had gone, the worker may yet be asked to stop
 	release()
-	w.idle = err == nil || errors.Is(err, call.ErrFailed)
+	w.idle = call.Orderly(err)
 	if w.idle { // else what it writes while it is being stopped is still of this call
 		w.output.End()
 	}
@@ -227,6 +227,11 @@ func (w *Worker) failure(c *call.Call, payload []byte) error {
 	var info wire.FailureInfo
 	if err := json.Unmarshal(payload, &info); err != nil {
 		return fmt.Errorf("%w: a failure that is no JSON: %v", call.ErrBadWorker, err)
+	}
+	if info.Malformed {
+		if err := c.Input.Check(); err != nil {
+			return err
+		}
 	}
 	if info.Detail != "" {
 		c.Emit(event.Output{

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,13 @@ type input struct {
 func (in input) Receive(context.Context) error { return nil }
 func (in input) ContentType() string           { return "text/plain" }
 func (in input) Size() int64                   { return int64(len(in.data)) }
+func (in input) Check() error {
+	if json.Valid(in.data) {
+		return nil
+	}
+	return call.ErrBadRequest
+}
+
 func (in input) Reader() io.Reader {
 	if in.bad {
 		return iotest.ErrReader(errors.New("input/output error"))
@@ -295,6 +303,8 @@ func (p *peer) answer() {
 		p.send(wire.TypeProgress, 0, `{"done":`)
 	case "tells no object":
 		p.send(wire.TypeProgress, 0, ` [1]`)
+	case "calls it malformed":
+		p.send(wire.TypeFailure, 0, `{"error":"E","message":"m","malformed":true}`)
 	case "fails without JSON":
 		p.send(wire.TypeFailure, 0, `oops`)
 	case "closes its end":
@@ -420,6 +430,23 @@ func TestBreaches(t *testing.T) {
 				t.Errorf("%#v does not carry the tail of stderr", err)
 			}
 		})
+	}
+}
+
+// TestMalformedInput: the worker says that its input is malformed, and the server
+// believes what it sees.
+func TestMalformedInput(t *testing.T) {
+	b := up(t, "peer", "calls it malformed")
+	for range 2 {
+		if _, err := b.do(t.Context(), `{"a":`); !errors.Is(err, call.ErrBadRequest) {
+			t.Errorf("malformed: %v", err)
+		}
+		if _, err := b.do(t.Context(), `{"a":1}`); !errors.Is(err, call.ErrFailed) {
+			t.Errorf("not malformed: %v", err)
+		}
+		if !b.Sound() {
+			t.Fatal("the worker is not what it was")
+		}
 	}
 }
 
