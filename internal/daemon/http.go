@@ -25,6 +25,9 @@ const (
 	// UploadWindow is how many bytes of bodies a connection of HTTP/2 may send ahead
 	// of their readers, for all its streams together and for each.
 	UploadWindow = 256 << 10
+	// FrameMax is how large a frame of HTTP/2 may be, in bytes. A connection keeps room
+	// for its largest one, and every client must do with this.
+	FrameMax = 16 << 10
 )
 
 // newHTTP makes the http.Server, which speaks HTTP/1.1 and HTTP/2 alike, over TLS and
@@ -49,6 +52,7 @@ func (s *server) newHTTP(handler http.Handler) *http.Server {
 			MaxConcurrentStreams:          s.o.Config.Limits.Streams,
 			MaxReceiveBufferPerConnection: UploadWindow,
 			MaxReceiveBufferPerStream:     UploadWindow,
+			MaxReadFrameSize:              FrameMax,
 			WriteByteTimeout:              connwatch.SendTimeout,
 		},
 		ErrorLog: log.New(httpLog{s.log}, "", 0),
