@@ -47,7 +47,8 @@ func (s *server) newHTTP(handler http.Handler) *http.Server {
 			s.doors.ConnState(c, state)
 		},
 		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
-		Protocols: protocols,
+		DisableGeneralOptionsHandler: true, // of which the door knows nothing
+		Protocols:                    protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          s.o.Config.Limits.Streams,
 			MaxReceiveBufferPerConnection: UploadWindow,
