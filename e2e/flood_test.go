@@ -2,17 +2,15 @@ package e2e
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
-
-	"example.com/hangup/internal/proctest"
 )
 
 // undoings make a server reset a stream of which nobody has said that it should end: each
@@ -198,7 +196,7 @@ func hpackLiteral(name, value string) []byte {
 	return append(append(b, byte(n)), value...)
 }
 
-// TestFloods2: a connection of HTTP/2 on which frames come as fast as they go does no harm
+// TestFloodOfFrames: a connection of HTTP/2 on which frames come as fast as they go does no harm
 // to others, keeps no memory, and leaves nothing behind.
 func TestFloodOfFrames(t *testing.T) {
 	const (
@@ -207,6 +205,7 @@ func TestFloodOfFrames(t *testing.T) {
 		bound  = 128 << 20 // of what the server may need for all of it, race detector and all
 	)
 	s := start(t, python+"  near: {command: [python3, worker.py], workers: 1, spares: 0}\n", telling)
+	tinyFrames(t, s)
 	before := s.peak()
 	stop := s.neighbour("near")
 	for _, one := range floods {
@@ -230,16 +229,17 @@ func TestFloodOfFrames(t *testing.T) {
 		}
 		return true
 	})
-	t.Logf("%d workers were taken, %v calls cancelled; memory at its peak: %d MiB more", len(s.records("call cancelled")), s.metric(`hangup_calls_total{outcome="cancelled"`), (s.peak()-before)>>20)
-	if more := s.peak() - before; more > bound {
+	more := s.peak() - before
+	t.Logf("%v calls cancelled, %v processes killed; memory at its peak: %d MiB more",
+		s.metric(`hangup_calls_total{outcome="cancelled"`), s.metric("hangup_killed_processes_total"), more>>20)
+	if more > bound {
 		t.Errorf("%d bytes of memory more", more)
 	}
 	s.unhurt()
 }
 
-// TestTinyFrames: 10,000 bytes in as many frames are a body like any other.
-func TestTinyFrames(t *testing.T) {
-	s := start(t, python, telling)
+// tinyFrames: 10,000 bytes in as many frames are a body like any other.
+func tinyFrames(t *testing.T, s *server) {
 	c, err := s.dialTCP()
 	if err != nil {
 		t.Fatal(err)
@@ -249,12 +249,11 @@ func TestTinyFrames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.patience = 2 * proctest.Patience
 	stream, err := h.request("POST", "/execute/py/echo", false, "content-type", "application/json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	body := fmt.Sprintf("%q", strings.Repeat("x", 10_000))
+	body := strconv.Quote(strings.Repeat("x", 10_000))
 	for i := range body {
 		if err := stream.send(body[i:i+1], i == len(body)-1); err != nil {
 			t.Fatal(err)
