@@ -200,7 +200,7 @@ func hpackLiteral(name, value string) []byte {
 // to others, keeps no memory, and leaves nothing behind.
 func TestFloodOfFrames(t *testing.T) {
 	const (
-		during = 400 * time.Millisecond // a flood lasts at most so long
+		during = 200 * time.Millisecond // a flood lasts at most so long
 		rounds = 20_000
 		bound  = 128 << 20 // of what the server may need for all of it, race detector and all
 	)
