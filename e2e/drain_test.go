@@ -143,22 +143,6 @@ func TestInterruptFromTerminal(t *testing.T) {
 	}
 }
 
-// TestHangupSignal: SIGHUP ends nothing.
-func TestHangupSignal(t *testing.T) {
-	s := start(t, stubborn)
-	call := s.later("/execute/py/sleep", "0.3")
-	s.running("sleep")
-	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	s.eventually("heard", func() bool {
-		return len(s.records("SIGHUP: this version cannot reload its config; restart it")) == 1
-	})
-	if got := <-call; got.status != http.StatusOK {
-		t.Errorf("the call got %+v", got)
-	}
-}
-
 // TestSignalInStartUp: a server that is told to end while it starts, ends.
 func TestSignalInStartUp(t *testing.T) {
 	t.Run("workers not ready", func(t *testing.T) {

@@ -18,7 +18,7 @@ func serveVerb() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the service",
 		Long: "Runs the service of a config until SIGTERM or SIGINT, then drains; a second signal\n" +
-			"kills. The process you start becomes the supervisor, which may be PID 1; the server\n" +
+			"kills. SIGHUP reads the config again. The process you start becomes the supervisor, which may be PID 1; the server\n" +
 			"runs below it, and the workers below that. The log goes to stderr, a record a line.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd, file) },
@@ -47,7 +47,9 @@ func serve(cmd *cobra.Command, file string) error {
 	}
 
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	reloads := make(chan os.Signal, 1) // of its own: many of one kind leave room for the other
+	signal.Notify(reloads, syscall.SIGHUP)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more is no reason to end
 	c, err := config.Load(file)
 	if err != nil {
@@ -55,6 +57,6 @@ func serve(cmd *cobra.Command, file string) error {
 	}
 	return daemon.Run(cmd.Context(), daemon.Options{
 		Config: c, Shim: shim, Supervisor: supervisor,
-		Signals: signals, Stderr: cmd.ErrOrStderr(), Version: version(),
+		Signals: signals, Reloads: reloads, Stderr: cmd.ErrOrStderr(), Version: version(),
 	})
 }

@@ -32,6 +32,14 @@ def sleep(seconds):
 
 
 @hangup.task
+def until(path):
+    """Waits until the file is there."""
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return "came"
+
+
+@hangup.task
 def stream(input):
     def parts():
         for _ in range(input["parts"]):
@@ -161,6 +169,26 @@ def pours(_):
             time.sleep(0.02)
 
     return hangup.Reply(parts(), "application/octet-stream")
+
+
+@hangup.task
+def reports(input):
+    """Says what it does, to everybody; in the middle it waits for a file."""
+    for n in range(input["steps"]):
+        if n == input["steps"] // 2 and input.get("file"):
+            while not os.path.exists(input["file"]):
+                time.sleep(0.02)
+        print("step %d" % n, flush=True)
+        hangup.progress(done=n + 1, total=input["steps"])
+    print("no newline", end="", file=sys.stderr, flush=True)
+    return {"steps": input["steps"]}
+
+
+@hangup.task
+def reports_family(_):
+    family()
+    hangup.progress(family=True)
+    time.sleep(1000)
 
 
 @hangup.task

@@ -45,6 +45,7 @@ type rig struct {
 	config  *config.Config
 	calls   *calls.Registry
 	spool   *spool.Spool
+	budget  *Budget
 	ended   chan event.CallEnded
 	conns   chan net.Conn // the server's ends, the first few
 	pools   []event.Pool
@@ -72,6 +73,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.calls = calls.New(ctx, calls.Options{Door: door, Emit: func(e event.Event) {
+		g.calls.Sink(e)
 		if end, ok := e.(event.CallEnded); ok {
 			select {
 			case g.ended <- end:
@@ -83,6 +85,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	g.budget = NewBudget(g.config.Limits.Hangups)
 	var id atomic.Int64
 	g.handler = New(Options{
 		Config: g.config, Calls: g.calls, Spool: g.spool,
@@ -90,7 +93,8 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 		Metrics:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hangup_calls 1\n") }),
 		Ready:       func() error { return g.ready },
 		Containment: "subreaper", Isolation: "none", ServerPid: 11, SupervisorPid: 10,
-		NewID: func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
+		NewID:  func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
+		Budget: g.budget, Probes: new(Probes),
 	})
 	var handlers sync.WaitGroup
 	server := &http.Server{

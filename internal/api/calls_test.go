@@ -70,6 +70,7 @@ func TestWorkloads(t *testing.T) {
 			{ID: 9, Pid: 100, ShimPid: 99, State: event.Busy, Calls: 3, Since: time.Now().Add(-time.Minute), RSS: 4096},
 		}},
 		{Name: "resize", Kind: "worker", State: "down", Reason: "no such file"},
+		{Name: "echo", Kind: "worker", Limit: 2, Queued: 1, State: "up", Retiring: true},
 	}
 	all := decode(t, g.do("GET /workloads", ""))
 	worker := all["workloads"].([]any)[0].(map[string]any)["workers"].([]any)[0].(map[string]any)
@@ -85,6 +86,12 @@ func TestWorkloads(t *testing.T) {
 			},
 			map[string]any{
 				"name": "resize", "kind": "worker", "limit": 0., "spares": 0., "queued": 0., "state": "down", "reason": "no such file", "tasks": []any{},
+				"workers": []any{},
+			},
+		},
+		"retiring": []any{
+			map[string]any{
+				"name": "echo", "kind": "worker", "limit": 2., "spares": 0., "queued": 1., "state": "up", "reason": "", "tasks": []any{},
 				"workers": []any{},
 			},
 		},

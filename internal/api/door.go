@@ -17,12 +17,13 @@ import (
 
 // door decides who is let in.
 type door struct {
-	hosts  map[string]bool // names and addresses served, as hostOf returns them
-	tokens []config.Token
+	hosts   map[string]bool // names and addresses served, as hostOf returns them
+	tokens  []config.Token
+	proxies []netip.Prefix
 }
 
 func newDoor(c *config.Config) door {
-	d := door{hosts: map[string]bool{"localhost": true}}
+	d := door{hosts: map[string]bool{"localhost": true}, proxies: c.TrustedProxies}
 	if !c.Auth.Off {
 		d.tokens = c.Auth.Tokens
 	}
@@ -109,20 +110,57 @@ func crossSite(r *http.Request) bool {
 
 // caller is who asks.
 type caller struct {
-	name  string        // for records
-	token *config.Token // nil where none are configured: everything is allowed
+	name    string        // for records: the token's, the address, or the user on a unix socket
+	token   *config.Token // nil where none are configured: everything is allowed
+	from    netip.Addr    // the zero Addr is local, on a unix socket
+	proxied bool          // the connection is a trusted proxy's
 }
 
-// identify finds out who asks, and whether they may do what needs the scope.
-func (d *door) identify(r *http.Request, needs scope) (caller, error) {
+// arrive is who asks as far as the connection tells, before a token is looked at.
+func (d *door) arrive(r *http.Request) caller {
+	from, proxied := d.origin(r)
+	who := caller{name: from.String(), from: from, proxied: proxied}
+	if !from.IsValid() {
+		who.name = local(r)
+	}
+	return who
+}
+
+// payer is whose hang-ups are counted together with this caller's.
+func (c caller) payer() payer {
+	if c.token != nil {
+		return payer{token: c.token.Name}
+	}
+	if !c.from.IsValid() {
+		return payer{local: c.name}
+	}
+	bits := c.from.BitLen()
+	if c.from.Is6() {
+		bits = 64
+	}
+	network, _ := c.from.Prefix(bits) // it cannot have too many
+	return payer{network: network}
+}
+
+// local names who is on a unix socket: its user, as internal/listen says it for the
+// address of the other end.
+func local(r *http.Request) string {
+	if strings.HasPrefix(r.RemoteAddr, "uid:") {
+		return r.RemoteAddr
+	}
+	return "local"
+}
+
+// identify finds out whose token r bears, and whether it allows what needs the scope.
+func (d *door) identify(r *http.Request, who caller, needs scope) (caller, error) {
 	if len(d.tokens) == 0 || needs == open {
-		return caller{name: address(r)}, nil
+		return who, nil
 	}
 	token := d.token(r)
 	if token == nil {
-		return caller{name: address(r)}, call.ErrUnauthorized
+		return who, call.ErrUnauthorized
 	}
-	who := caller{token.Name, token}
+	who.name, who.token = token.Name, token
 	if !slices.Contains(token.Allow, string(needs)) {
 		return who, fmt.Errorf("%w: the token %q does not allow %s", call.ErrForbidden, token.Name, needs)
 	}
@@ -159,13 +197,4 @@ func (c caller) may(workload string) bool {
 // everything tells whether no workload is kept from the caller.
 func (c caller) everything() bool {
 	return c.token == nil || slices.Contains(c.token.Workloads, "*")
-}
-
-// address is where a request comes from: an IP address, or "local" for a
-// connection that has none.
-func address(r *http.Request) string {
-	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
-		return ap.Addr().Unmap().String()
-	}
-	return "local"
 }

@@ -8,10 +8,10 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"example.com/hangup/internal/call"
-	"example.com/hangup/internal/connwatch"
 )
 
 // Bounds on what a caller says that goes into records or to the worker, in bytes.
@@ -74,9 +74,6 @@ func (s *server) takeDocument(v *visit) (document, error) {
 // newCall makes the call that a request is for, as far as can be told before its
 // headers are looked at: even a refused one is recorded.
 func (s *server) newCall(v *visit) *call.Call {
-	if v.caller.name == "" {
-		v.caller.name = address(v.r) // turned away before it was known who it is
-	}
 	c := &call.Call{ID: s.o.NewID(), Caller: v.caller.name, OnHangup: "cancel", At: v.at}
 	if len(v.params) > 0 {
 		if _, ok := s.workloads[v.params[0]]; ok {
@@ -96,11 +93,17 @@ func (s *server) name(v *visit, c *call.Call, workload, task string) error {
 		return fmt.Errorf("%w: %q; there is %s", call.ErrNoSuchWorkload, clip(workload), s.names(v.caller))
 	}
 	c.Workload = workload
-	if len(task) > maxTask || !validValue(task) {
+	if len(task) > maxTask || !printable(task) {
 		return fmt.Errorf("%w: %q", call.ErrNoSuchTask, clip(task))
 	}
 	c.Task = task
 	return nil
+}
+
+// printable tells whether a name can be shown to people as it is: others than the
+// caller see it, on terminals, which obey control characters.
+func printable(name string) bool {
+	return utf8.ValidString(name) && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 // names lists the workloads that a caller may know of.
@@ -120,13 +123,11 @@ func (s *server) names(who caller) string {
 // read takes what the headers say into the call. What this version cannot do is
 // refused: a caller who asked for it must not believe to have got it.
 func (s *server) read(h http.Header, c *call.Call) error {
-	for _, name := range []string{"Idempotency-Key", "Last-Event-ID"} {
-		if len(h.Values(name)) > 0 {
-			return fmt.Errorf("%w: %s is not available here: send the call without it", call.ErrBadRequest, name)
-		}
+	if len(h.Values("Idempotency-Key")) > 0 {
+		return fmt.Errorf("%w: Idempotency-Key is not available here: send the call without it", call.ErrBadRequest)
 	}
-	if onlyEvents(h) {
-		return fmt.Errorf("%w: event streams are not available here: accept another content type", call.ErrBadRequest)
+	if len(h.Values("Last-Event-ID")) > 0 { // a reader that comes back by itself must not start the work again
+		return fmt.Errorf("%w: Last-Event-ID: a call cannot be resumed, only watched: GET /calls/{id}/events", call.ErrBadRequest)
 	}
 
 	if kind := h.Get("Content-Type"); len(kind) > maxContentType || !utf8.ValidString(kind) {
@@ -158,18 +159,6 @@ func (s *server) read(h http.Header, c *call.Call) error {
 		c.Traceparent = parent
 	}
 	return nil
-}
-
-// onlyEvents tells whether a caller accepts nothing but an event stream.
-func onlyEvents(h http.Header) bool {
-	accept := strings.Join(h.Values("Accept"), ",")
-	for media := range strings.SplitSeq(accept, ",") {
-		media, _, _ = strings.Cut(media, ";")
-		if !strings.EqualFold(strings.TrimSpace(media), "text/event-stream") {
-			return false
-		}
-	}
-	return accept != ""
 }
 
 // allowPolicy takes the On-Hangup policy into the call if the workload allows it.
@@ -230,36 +219,54 @@ func validTraceparent(v string) bool {
 // it has an end.
 func (s *server) do(v *visit, c *call.Call) {
 	defer v.body.Close()
-	out := &reply{
-		w: v.w, conn: v.body.conn, r: v.r,
-		timing: func(streamed bool) string { return s.timing(c, streamed) },
-	}
+	out := s.outlet(v, c)
 	c.Reply = out
 	v.w.Header().Set("Hangup-Call", c.ID)
 
 	ctx, lease := s.o.Calls.Begin(c)
-	stop := connwatch.AfterHangUp(v.r, lease.Drop)
+	out.start(lease)
 	err := s.o.Calls.Do(ctx, c)
-	stop()
-	out.end()
-	switch {
+	if s.walkedOut(c, err) {
+		s.o.Budget.charge(v.caller.payer())
+	}
+	switch err = out.end(err); {
 	case err == nil:
-	case out.begun, errors.Is(err, call.ErrHungUp):
+	case errors.Is(err, errCut), errors.Is(err, call.ErrHungUp):
 		v.abort()
 	default:
-		out.withdraw()
 		s.end(v, c, err)
+	}
+}
+
+// outlet is where the reply to a call goes: to the caller as it is, or as events.
+func (s *server) outlet(v *visit, c *call.Call) outlet {
+	if wantsEvents(v.r.Header) {
+		return s.newEventReply(v, c)
+	}
+	return &reply{
+		w: v.w, conn: v.body.conn, r: v.r,
+		timing: func(streamed bool) string { return s.timing(c, streamed) },
 	}
 }
 
 // refuse turns a call away that has not begun.
 func (s *server) refuse(v *visit, c *call.Call, err error) {
 	s.o.Calls.Refuse(c, err)
-	if errors.Is(err, call.ErrHungUp) {
+	if errors.Is(err, call.ErrHungUp) { // in the middle of its document
+		s.o.Budget.charge(v.caller.payer())
 		v.abort()
 	}
 	v.w.Header().Set("Hangup-Call", c.ID)
 	s.end(v, c, err)
+}
+
+// walkedOut tells whether the caller put an end to its call: it hung up, or had
+// said beforehand when it would. One that could choose the latter to get past the
+// budget costs as many workers.
+func (s *server) walkedOut(c *call.Call, err error) bool {
+	limit := s.workloads[c.Workload].Timeout
+	return errors.Is(err, call.ErrHungUp) ||
+		errors.Is(err, call.ErrTimedOut) && c.Timeout > 0 && (limit == 0 || c.Timeout < limit)
 }
 
 // end replies to a call that ended without a result.

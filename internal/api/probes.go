@@ -33,15 +33,15 @@ type probe struct {
 	EndedAt *time.Time `json:"ended_at"`
 }
 
-// probes remembers the last probes, oldest first.
-type probes struct {
+// Probes remembers the last probes, oldest first. It outlives a reload.
+type Probes struct {
 	mu   sync.Mutex
 	list []*probe
 	held int
 }
 
 // find returns a probe as it is now.
-func (p *probes) find(id string) (probe, bool) {
+func (p *Probes) find(id string) (probe, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, one := range p.list {
@@ -53,7 +53,7 @@ func (p *probes) find(id string) (probe, bool) {
 }
 
 // hold begins a probe.
-func (p *probes) hold(id string) (*probe, error) {
+func (p *Probes) hold(id string) (*probe, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, one := range p.list {
@@ -79,7 +79,7 @@ func (p *probes) hold(id string) (*probe, error) {
 }
 
 // end notes what became of a probe, and returns it. The first end counts.
-func (p *probes) end(one *probe, left bool) probe {
+func (p *Probes) end(one *probe, left bool) probe {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if one.State == "held" {
@@ -108,7 +108,7 @@ func (s *server) holdProbe(v *visit) {
 		s.fail(v, nil, err)
 		return
 	}
-	one, err := s.probes.hold(id)
+	one, err := s.o.Probes.hold(id)
 	if err != nil {
 		s.fail(v, nil, err)
 		return
@@ -119,7 +119,7 @@ func (s *server) holdProbe(v *visit) {
 	ctx, hangUp := context.WithCancelCause(over)
 	defer hangUp(nil)
 	stop := connwatch.AfterHangUp(v.r, func() {
-		s.probes.end(one, true)
+		s.o.Probes.end(one, true)
 		hangUp(call.ErrHungUp)
 	})
 	err = v.body.Receive(ctx)
@@ -132,7 +132,7 @@ func (s *server) holdProbe(v *visit) {
 	}
 	stop()
 
-	ended := s.probes.end(one, errors.Is(err, call.ErrHungUp))
+	ended := s.o.Probes.end(one, errors.Is(err, call.ErrHungUp))
 	switch {
 	case ended.State == "left":
 		v.abort()
@@ -179,7 +179,7 @@ func (v *visit) pulse(ctx context.Context) error {
 // showProbe answers GET /probes/{id}.
 func (s *server) showProbe(v *visit) {
 	v.body.dismiss()
-	one, ok := s.probes.find(v.params[0])
+	one, ok := s.o.Probes.find(v.params[0])
 	if !ok {
 		s.fail(v, nil, fmt.Errorf("%w: this server holds no probe %q", errNotFound, clip(v.params[0])))
 		return

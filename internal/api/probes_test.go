@@ -126,7 +126,7 @@ func TestProbeIDs(t *testing.T) {
 
 // The end of a probe that comes first is the one that counts.
 func TestProbeEndsOnce(t *testing.T) {
-	var p probes
+	var p Probes
 	one, err := p.hold("abcdef01")
 	if err != nil {
 		t.Fatal(err)

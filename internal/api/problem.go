@@ -45,8 +45,9 @@ type problem struct {
 var problems = []problem{
 	{
 		"cancelled", http.StatusConflict, "The call was cancelled",
-		[]error{call.ErrCancelled},
-		"An operator cancelled the call with DELETE /calls/{id} while it was queued or running. Its work was stopped.",
+		[]error{call.ErrCancelled, call.ErrHungUp}, // the second is told to those who watch
+		"An operator cancelled the call with DELETE /calls/{id} while it was queued or running, or, as those who watch a call are " +
+			"told, its caller hung up. Its work was stopped.",
 	},
 	{
 		"draining", http.StatusServiceUnavailable, "The server is shutting down",
@@ -141,8 +142,10 @@ var problems = []problem{
 		"The same Idempotency-Key came with another input before. Use a new key for new input.",
 	},
 	{
-		"too-many-calls", http.StatusTooManyRequests, "Too many calls", nil,
-		"This caller has used up its own budget. Wait as long as Retry-After says.",
+		"too-many-calls", http.StatusTooManyRequests, "Too many calls were given up",
+		[]error{call.ErrTooManyCalls},
+		"This caller has hung up on more calls, or let more of them run into its own Call-Timeout, than limits.hangups in the " +
+			"server's config allows: each can cost a worker process. Other callers are served. Wait as long as Retry-After says.",
 	},
 	{
 		"too-many-probes", http.StatusServiceUnavailable, "Too many probes",
@@ -195,6 +198,13 @@ func (s *server) fail(v *visit, c *call.Call, err error) {
 	switch p.status {
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", `Bearer realm="hangup"`)
+	case http.StatusTooManyRequests:
+		h.Set("Retry-After", retryAfter(err))
+		// This ends a flood of streams: over HTTP/2 net/http makes it a GOAWAY. A
+		// proxy's connection stays, because others share it.
+		if !v.caller.proxied {
+			h.Set("Connection", "close")
+		}
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter(err))
 	}

@@ -34,6 +34,7 @@ func TestCauses(t *testing.T) {
 		{call.ErrBodyTimeout, 408, "body-timeout", event.Rejected, ""},
 		{call.ErrCancelled, 409, "cancelled", event.Cancelled, ""},
 		{call.ErrBodyTooLarge, 413, "body-too-large", event.Rejected, ""},
+		{&call.RetryError{Err: call.ErrTooManyCalls, After: 61 * time.Second}, 429, "too-many-calls", event.Rejected, "61"},
 		{call.ErrInvalidInput, 422, "invalid-input", event.Rejected, ""},
 		{call.ErrFailed, 500, "work-failed", event.Failed, ""},
 		{&call.FailureError{Class: "ValueError", Message: "no"}, 500, "work-failed", event.Failed, ""},

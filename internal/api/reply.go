@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/calls"
 	"example.com/hangup/internal/connwatch"
 )
 
@@ -33,23 +34,68 @@ type reply struct {
 	// timing is the value of Server-Timing now: the queue alone, or the run too.
 	timing func(streamed bool) string
 
-	headed  bool  // Head was called
-	begun   bool  // something may be on the wire
-	size    int64 // -1: unknown
-	written int64
-	each    time.Duration // for the caller to take a piece of a stream; 0: the kernel sees to it
-	done    func()        // ends the watch on a peer that vanishes in the middle
+	tally
+	begun bool          // something may be on the wire
+	each  time.Duration // for the caller to take a piece of a stream; 0: the kernel sees to it
+	done  func()        // ends the watch on a peer that vanishes in the middle
+	stop  func() bool   // ends that on one that hangs up
 }
 
-// Head begins the reply.
-func (p *reply) Head(h call.Head) error {
+// tally holds a reply to what it said of itself.
+type tally struct {
+	headed  bool // Head was called
+	head    call.Head
+	written int64
+}
+
+// begin takes in the head.
+func (t *tally) begin(h call.Head) error {
 	switch {
-	case p.headed:
+	case t.headed:
 		return fmt.Errorf("%w: it began its reply twice", call.ErrBadWorker)
 	case !validValue(h.ContentType):
 		return fmt.Errorf("%w: its content type %q cannot be sent", call.ErrBadWorker, clip(h.ContentType))
 	}
-	p.headed, p.size, p.done = true, h.Size, func() {}
+	t.headed, t.head = true, h
+	return nil
+}
+
+// count tells whether n bytes more may be written for a call.
+func (t *tally) count(ctx context.Context, n int) error {
+	if !t.headed {
+		return errors.New("cannot write a reply before its head")
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	t.written += int64(n)
+	if t.head.Size >= 0 && t.written > t.head.Size {
+		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, t.head.Size)
+	}
+	return nil
+}
+
+// outlet is the reply to a caller, plain or as events. Its call is begun, started, done
+// and ended, in this order.
+type outlet interface {
+	call.Reply
+	// start gives the caller's lease up once the caller has gone.
+	start(lease *calls.Lease)
+	// end is told how the call ended. It fails with that where nothing is on the wire,
+	// and with errCut where something is and the rest cannot follow.
+	end(err error) error
+}
+
+// errCut says that a reply broke off in the middle.
+var errCut = errors.New("the reply was cut off")
+
+func (p *reply) start(lease *calls.Lease) { p.stop = connwatch.AfterHangUp(p.r, lease.Drop) }
+
+// Head begins the reply.
+func (p *reply) Head(h call.Head) error {
+	if err := p.begin(h); err != nil {
+		return err
+	}
 	if h.Size < 0 || h.Size > streamedFrom {
 		p.each, p.done = connwatch.Streaming(p.r)
 	}
@@ -74,52 +120,44 @@ func (p *reply) withdraw() {
 
 // Write sends a part of the body.
 func (p *reply) Write(ctx context.Context, b []byte) error {
-	if !p.headed {
-		return errors.New("cannot write a reply before its head")
-	}
-	if p.each == 0 {
-		return p.write(ctx, b)
-	}
-	for len(b) > 0 {
-		n := min(len(b), piece)
-		if err := p.write(ctx, b[:n]); err != nil {
+	for {
+		n := len(b)
+		if p.each > 0 {
+			n = min(n, piece)
+		}
+		if err := p.count(ctx, n); err != nil || n == 0 {
 			return err
 		}
-		b = b[n:]
+		p.begun = true
+		if err := interruptible(ctx, p.conn, p.each, func() error { return p.pass(b[:n]) }); err != nil {
+			return err
+		}
+		if b = b[n:]; len(b) == 0 {
+			return nil
+		}
 	}
-	return nil
 }
 
-// write sends a part that may not last longer than p.each, if that is above 0.
-func (p *reply) write(ctx context.Context, b []byte) error {
-	if len(b) == 0 {
-		return nil
+// interruptible runs a write for a call, which fails when the call ends: a caller
+// who does not read must not keep one that has ended. It may last no longer than
+// each, if that is above 0.
+func interruptible(ctx context.Context, conn *http.ResponseController, each time.Duration, write func() error) error {
+	if each > 0 {
+		_ = conn.SetWriteDeadline(time.Now().Add(each))
 	}
-	p.written += int64(len(b))
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if p.size >= 0 && p.written > p.size {
-		return fmt.Errorf("%w: its result is longer than the %d bytes it said", call.ErrBadWorker, p.size)
-	}
-	p.begun = true
-	if p.each > 0 {
-		_ = p.conn.SetWriteDeadline(time.Now().Add(p.each))
-	}
-	// A caller who does not read must not keep a call that has ended.
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		_ = p.conn.SetWriteDeadline(past)
+		_ = conn.SetWriteDeadline(past)
 		close(woken)
 	})
-	err := p.pass(b)
+	err := write()
 	if stop() {
-		if p.each > 0 {
-			_ = p.conn.SetWriteDeadline(time.Time{}) // the next part may be long in coming
+		if each > 0 {
+			_ = conn.SetWriteDeadline(time.Time{}) // the next part may be long in coming
 		}
 	} else {
 		<-woken
-		_ = p.conn.SetWriteDeadline(time.Time{}) // this may have been the last part
+		_ = conn.SetWriteDeadline(time.Time{}) // this may have been the last part
 	}
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), call.ErrHungUp)
@@ -130,23 +168,32 @@ func (p *reply) write(ctx context.Context, b []byte) error {
 // pass hands b to net/http. The last byte of a known size comes alone: one byte
 // always stays in the buffer of the ResponseWriter, until the handler returns.
 func (p *reply) pass(b []byte) error {
-	if p.written == p.size {
+	if p.written == p.head.Size {
 		if _, err := p.w.Write(b[:len(b)-1]); err != nil {
 			return err
 		}
 		b = b[len(b)-1:]
 	}
 	_, err := p.w.Write(b)
-	if err == nil && p.size < 0 {
+	if err == nil && p.head.Size < 0 {
 		err = p.conn.Flush()
 	}
 	return err
 }
 
-// end lets go of the connection.
-func (p *reply) end() {
-	if p.headed {
+func (p *reply) end(err error) error {
+	p.stop()
+	if p.done != nil {
 		p.done()
+	}
+	switch {
+	case err == nil:
+		return nil
+	case p.begun:
+		return errCut
+	default:
+		p.withdraw()
+		return err
 	}
 }
 

@@ -4,10 +4,12 @@
 // Its promises: nobody gets past the door without a Host it knows, the same
 // origin and, where tokens are configured, a token that allows it; every request
 // for work is recorded as a call with exactly one end, also when it is refused;
+// who hangs up more than the budget allows is refused for a while, and nobody else;
 // a call's context never comes from its request, its hang-up comes from
 // connwatch; and every error is a problem document (RFC 9457) from one table.
 //
-// The package has no goroutine of its own. It imports call, calls, config,
+// The package has no goroutine of its own but the one that writes the events of a
+// call to its caller, which ends before the handler does. It imports call, calls, config,
 // connwatch, event and spool.
 package api
 
@@ -18,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"example.com/hangup/internal/call"
 	"example.com/hangup/internal/calls"
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
@@ -33,6 +36,8 @@ type Options struct {
 	Metrics   http.Handler
 	Ready     func() error // why the server cannot serve; nil: it can
 	NewID     func() string
+	Budget    *Budget // of hang-ups; it outlives the handler, as do the
+	Probes    *Probes
 
 	// What GET /workloads says of the server itself.
 	Containment, Isolation   string
@@ -52,7 +57,6 @@ type server struct {
 	o         Options
 	door      door
 	workloads map[string]config.Workload
-	probes    probes
 }
 
 // visit is one request on its way through the server.
@@ -92,6 +96,7 @@ var routes = []struct {
 	{"/execute/{workload}/{task...}", methods{"POST": {execute, (*server).execute}}},
 	{"/calls", methods{"GET": {observe, (*server).listCalls}}},
 	{"/calls/{id}", methods{"GET": {observe, (*server).showCall}, "DELETE": {operate, (*server).cancelCall}}},
+	{"/calls/{id}/events", methods{"GET": {observe, (*server).watchCall}}},
 	{"/workloads", methods{"GET": {observe, (*server).listWorkloads}}},
 	{"/metrics", methods{"GET": {observe, (*server).metrics}}},
 	{"/healthz", methods{"GET": {open, (*server).healthy}}},
@@ -102,7 +107,7 @@ var routes = []struct {
 
 // ServeHTTP takes a request to the door, to its endpoint, or to an error.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	v := &visit{w: w, r: r, at: time.Now(), body: newBody(w, r, s.o.Config.Limits, s.o.Spool)}
+	v := &visit{w: w, r: r, at: time.Now(), caller: s.door.arrive(r), body: newBody(w, r, s.o.Config.Limits, s.o.Spool)}
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 
 	segments := split(r.URL)
@@ -131,8 +136,13 @@ func (s *server) admit(v *visit, segments []string) (endpoint, error) {
 	if err != nil {
 		return endpoint{}, err
 	}
-	v.caller, err = s.door.identify(v.r, e.needs)
-	return e, err
+	if v.caller, err = s.door.identify(v.r, v.caller, e.needs); err != nil || e.needs != execute {
+		return e, err
+	}
+	if wait := s.o.Budget.wait(v.caller.payer()); wait > 0 {
+		return e, &call.RetryError{Err: call.ErrTooManyCalls, After: wait}
+	}
+	return e, nil
 }
 
 func find(method string, segments []string) (endpoint, []string, error) {

@@ -15,6 +15,7 @@ type (
 		Containment   string     `json:"containment"`
 		Isolation     string     `json:"isolation"`
 		Workloads     []workload `json:"workloads"`
+		Retiring      []workload `json:"retiring"` // pools that a reload has removed or replaced, until they are gone
 	}
 	workload struct {
 		Name    string   `json:"name"`
@@ -41,10 +42,14 @@ type (
 func (s *server) listWorkloads(v *visit) {
 	all := standing{
 		ServerPid: s.o.ServerPid, SupervisorPid: s.o.SupervisorPid,
-		Containment: s.o.Containment, Isolation: s.o.Isolation, Workloads: []workload{},
+		Containment: s.o.Containment, Isolation: s.o.Isolation, Workloads: []workload{}, Retiring: []workload{},
 	}
 	for _, p := range s.o.Workloads() {
-		if v.caller.may(p.Name) {
+		switch {
+		case !v.caller.may(p.Name):
+		case p.Retiring:
+			all.Retiring = append(all.Retiring, view(p))
+		default:
 			all.Workloads = append(all.Workloads, view(p))
 		}
 	}

@@ -17,6 +17,7 @@ var (
 	ErrForbidden      = errors.New("forbidden")
 	ErrNoSuchWorkload = errors.New("no such workload")
 	ErrNoSuchTask     = errors.New("no such task")
+	ErrTooManyCalls   = errors.New("too many calls were given up before their end")
 	ErrBodyTimeout    = errors.New("the body did not arrive in time")
 	ErrBodyTooLarge   = errors.New("the body is too large")
 	ErrInvalidInput   = errors.New("invalid input")
@@ -44,8 +45,8 @@ var (
 )
 
 var refusals = []error{
-	ErrBadRequest, ErrUnauthorized, ErrForbidden, ErrNoSuchWorkload, ErrNoSuchTask, ErrBodyTimeout, ErrBodyTooLarge,
-	ErrInvalidInput, ErrSpoolFull, ErrQueueFull, ErrQueueTimeout, ErrDown, ErrDraining,
+	ErrBadRequest, ErrUnauthorized, ErrForbidden, ErrNoSuchWorkload, ErrNoSuchTask, ErrTooManyCalls, ErrBodyTimeout,
+	ErrBodyTooLarge, ErrInvalidInput, ErrSpoolFull, ErrQueueFull, ErrQueueTimeout, ErrDown, ErrDraining,
 }
 
 // RetryError is a refusal with a hint when to come back.

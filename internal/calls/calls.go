@@ -6,11 +6,16 @@
 // call.ErrHungUp: that is the hang-up. Operators and the drain cancel directly.
 // The first cause wins, and it is the one [context.Cause] tells.
 //
+// What a call says on its way is kept, within bounds, for those who watch it
+// (see [Registry.Watch]). A watcher owns nothing, and one that is slow misses
+// events; nobody waits for it.
+//
 // The package has no goroutine of its own; a mutex guards the maps. It imports
 // call and event.
 package calls
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"sync"
@@ -48,6 +53,9 @@ type Registry struct {
 	past    ring              // ended, and not refused
 	refused ring
 	quiet   chan struct{} // closed while nothing is live
+	trails  int           // bytes that all trails take
+	most    int           // that they may take
+	kept    *list.List    // ended calls with something on their trail, in the order of their ends
 }
 
 // entry is one call; mu of the registry guards what changes.
@@ -55,6 +63,12 @@ type entry struct {
 	record Record
 	cancel context.CancelCauseFunc
 	leases int
+	trail  trail
+	past   *list.Element // in kept; nil: it is not there
+	cause  error         // of its end
+
+	reply  call.Reply // where the result goes; used inside Do, as is
+	result Result     // until it has ended
 }
 
 // New makes a Registry whose calls all end, at the latest, when ctx does.
@@ -68,6 +82,7 @@ func New(ctx context.Context, o Options) *Registry {
 		door: o.Door, emit: o.Emit, base: ctx,
 		live: map[string]*entry{}, known: map[string]*entry{},
 		past: ring{slots: make([]*entry, o.Past)}, refused: ring{slots: make([]*entry, PastRefused)}, quiet: quiet,
+		most: TrailsBytes, kept: list.New(),
 	}
 }
 
@@ -110,8 +125,9 @@ func (l *Lease) Drop() {
 // Every call begun must be handed to [Registry.Do] once.
 func (r *Registry) Begin(c *call.Call) (context.Context, *Lease) {
 	ctx, cancel := context.WithCancelCause(r.base)
-	e := &entry{record: newRecord(c), cancel: cancel, leases: 1}
+	e := &entry{record: newRecord(c), cancel: cancel, leases: 1, trail: trail{last: 1}, reply: c.Reply}
 	c.Emit = r.emit
+	c.Reply = e
 	r.mu.Lock()
 	if len(r.live) == 0 {
 		r.quiet = make(chan struct{})
@@ -135,7 +151,7 @@ var errDefect = errors.New("the server has a defect")
 
 // Refuse records a call that was turned away before [Registry.Begin].
 func (r *Registry) Refuse(c *call.Call, cause error) {
-	e := &entry{record: newRecord(c), cancel: func(error) {}}
+	e := &entry{record: newRecord(c), cancel: func(error) {}, trail: trail{last: 1}}
 	r.mu.Lock()
 	r.known[c.ID] = e
 	r.mu.Unlock()
@@ -145,6 +161,7 @@ func (r *Registry) Refuse(c *call.Call, cause error) {
 func (r *Registry) end(c *call.Call, cause error) {
 	now := time.Now()
 	outcome := call.Outcome(cause)
+	heavy := weight(cause)
 
 	r.mu.Lock()
 	e := r.known[c.ID]
@@ -170,6 +187,7 @@ func (r *Registry) end(c *call.Call, cause error) {
 			close(r.quiet)
 		}
 	}
+	r.conclude(e, cause, heavy)
 	r.remember(e)
 	r.mu.Unlock()
 
@@ -196,6 +214,7 @@ func (r *Registry) remember(e *entry) {
 	}
 	if oldest := past.push(e); oldest != nil {
 		delete(r.known, oldest.record.ID)
+		r.letGo(oldest)
 	}
 }
 
@@ -256,24 +275,32 @@ func (r *Registry) List() []Record {
 	return list
 }
 
-// Sink keeps the records up to date with what the rooms below report.
+// Sink keeps the records and trails up to date with what the rooms below report.
 func (r *Registry) Sink(ev event.Event) {
 	switch ev := ev.(type) {
 	case event.CallStarted:
-		r.update(ev.Call, func(rec *Record) {
-			rec.State = "running"
-			rec.WorkerPid = ev.Pid
-			rec.StartedAt = &ev.At
+		r.update(ev.Call, func(e *entry) {
+			e.record.State = "running"
+			e.record.WorkerPid = ev.Pid
+			e.record.StartedAt = &ev.At
+			e.trail.last++
+			e.trail.told()
 		})
+	case event.Output:
+		if ev.Stream != "failure" { // that one is for the log
+			r.add(ev.Call, Event{Name: "output", Stream: ev.Stream, Data: ev.Text, Left: ev.Dropped})
+		}
+	case event.CallProgress:
+		r.add(ev.Call, Event{Name: "progress", Data: ev.JSON})
 	case event.CallCancelled:
-		r.update(ev.Call, func(rec *Record) { rec.Cancel = &ev.Cancel })
+		r.update(ev.Call, func(e *entry) { e.record.Cancel = &ev.Cancel })
 	}
 }
 
-func (r *Registry) update(id string, f func(*Record)) {
+func (r *Registry) update(id string, f func(*entry)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if e := r.known[id]; e != nil {
-		f(&e.record)
+		f(e)
 	}
 }

@@ -3,20 +3,20 @@
 //
 // It is the only package that knows all the others. What it does itself is the
 // drain: unready at once, no new calls, the running ones get their time, then
-// the stop sequence; a second signal kills at once.
+// the stop sequence; a second signal kills at once. And it is the reload
+// (reload.go), which touches nothing but what has changed, for which it keeps the
+// set of all pools (pools.go).
 package daemon
 
 import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"example.com/hangup/internal/api"
@@ -60,21 +60,28 @@ type Options struct {
 	Shim       string           // path of the shim program
 	Supervisor *os.File         // the socket to the supervisor; nil: there is none
 	Signals    <-chan os.Signal // SIGTERM and SIGINT drain, the second one kills
+	Reloads    <-chan os.Signal // SIGHUP; with room for one, so that many are one
 	Stderr     io.Writer        // the log goes here
 	Version    string
 }
 
 // server is a running service.
 type server struct {
-	o      Options
-	log    *slog.Logger
-	host   *proc.Host
-	pools  []*pool.Pool
-	byName map[string]*pool.Pool
-	calls  *calls.Registry
-	http   *http.Server
-	watch  *connwatch.Watcher
-	doors  *listen.Set
+	o        Options
+	log      *observe.Log
+	host     *proc.Host
+	bodies   *spool.Spool
+	observer *observe.Observer
+	pools    *pools
+	calls    *calls.Registry
+	http     *http.Server
+	watch    *connwatch.Watcher
+	doors    *listen.Set
+	budget   *api.Budget
+	probes   api.Probes
+
+	config  atomic.Pointer[config.Config] // in force; a reload replaces it
+	handler atomic.Pointer[http.Handler]  // made of it; requests keep the one they came to
 
 	draining atomic.Bool
 	booted   atomic.Bool // every pool has been up or has failed once
@@ -85,13 +92,13 @@ type server struct {
 func Run(ctx context.Context, o Options) (err error) {
 	buffer := observe.NewBuffer(o.Stderr)
 	defer buffer.Close()
-	s := &server{o: o, log: observe.NewLogger(buffer, o.Config.Log.Format, o.Config.Log.Level), byName: map[string]*pool.Pool{}}
+	s := &server{o: o, log: observe.NewLog(buffer, o.Config.Log.Format, o.Config.Log.Level)}
+	s.config.Store(o.Config)
 
-	bodies, err := spool.Open(o.Config.Spool.Dir, o.Config.Spool.Max)
-	if err != nil {
+	if s.bodies, err = spool.Open(o.Config.Spool.Dir, o.Config.Spool.Max); err != nil {
 		return err
 	}
-	defer bodies.Close()
+	defer s.bodies.Close()
 	if s.watch, err = connwatch.New(); err != nil {
 		return err
 	}
@@ -103,36 +110,50 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
-	observer := observe.New(observe.Options{
-		Log: s.log, Workloads: names(o.Config), Pools: s.snapshots, Level: containment, Isolation: isolation,
+	var emit event.Sink
+	s.pools = &pools{open: func(w config.Workload) *pool.Pool { return s.open(work, w, emit) }}
+	s.observer = observe.New(observe.Options{
+		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Level: containment, Isolation: isolation,
 	})
-	seen := observer.Sink()
-	emit := func(e event.Event) {
+	seen := s.observer.Sink()
+	emit = func(e event.Event) {
 		s.calls.Sink(e)
 		seen(e)
 	}
+	s.calls = calls.New(work, calls.Options{Door: s.pools, Emit: emit})
 	if s.doors, err = listen.Open(ctx, o.Config, seen); err != nil {
 		return err
 	}
 	defer s.doors.Close()
-	s.calls = calls.New(work, calls.Options{Door: s, Emit: emit})
-	for _, w := range o.Config.Workloads {
-		p := s.open(work, w, emit)
-		s.pools = append(s.pools, p)
-		s.byName[w.Name] = p
+	s.budget = api.NewBudget(o.Config.Limits.Hangups)
+	first, err := s.pools.prepare(o.Config.Workloads)
+	if err != nil {
+		return err
 	}
+	s.pools.commit(first) // to be up is not waited for: readyz tells
 
-	supervisor := 0
-	if o.Supervisor != nil {
-		supervisor = os.Getppid()
-	}
-	s.http = s.newHTTP(api.New(api.Options{
-		Config: o.Config, Calls: s.calls, Spool: bodies, Workloads: s.snapshots, Metrics: observer.Handler(),
-		Ready: s.ready, Containment: containment, Isolation: isolation,
-		ServerPid: os.Getpid(), SupervisorPid: supervisor, NewID: newID,
-	}))
-	s.logStart(supervisor)
+	s.serveAs(o.Config)
+	s.http = s.newHTTP()
+	s.logStart()
 	return s.serve(ctx)
+}
+
+// serveAs has the requests to come served as the config says.
+func (s *server) serveAs(c *config.Config) {
+	h := api.New(api.Options{
+		Config: c, Calls: s.calls, Spool: s.bodies, Workloads: s.pools.snapshots, Metrics: s.observer.Handler(),
+		Ready: s.ready, Containment: containment, Isolation: isolation,
+		ServerPid: os.Getpid(), SupervisorPid: s.supervisorPid(), NewID: newID, Budget: s.budget, Probes: &s.probes,
+	})
+	s.handler.Store(&h)
+}
+
+// supervisorPid is 0 where there is no supervisor.
+func (s *server) supervisorPid() int {
+	if s.o.Supervisor == nil {
+		return 0
+	}
+	return os.Getppid()
 }
 
 // newID makes a call's id: a UUIDv7, which sorts by time.
@@ -146,31 +167,15 @@ func names(c *config.Config) []string {
 	return list
 }
 
-// Do is the one door: it finds the pool of a call's workload.
-func (s *server) Do(ctx context.Context, c *call.Call) error {
-	p := s.byName[c.Workload]
-	if p == nil {
-		return fmt.Errorf("%w: %q", call.ErrNoSuchWorkload, c.Workload)
-	}
-	return p.Do(ctx, c)
-}
-
-// snapshots tells how every pool stands, in the order of the config.
-func (s *server) snapshots() []event.Pool {
-	list := make([]event.Pool, 0, len(s.pools))
-	for _, p := range s.pools {
-		list = append(list, p.Snapshot())
-	}
-	return list
-}
-
 // ready is nil when the server can take calls: it is not draining, every
-// workload has got over its first start, and not all of them are down.
+// workload has got over its first start, and not all of them are down. A workload
+// that a reload has added or changed may start without the server being unready:
+// its calls wait, as they do for any worker.
 func (s *server) ready() error {
 	if s.draining.Load() {
 		return call.ErrDraining
 	}
-	pools := s.snapshots()
+	pools := slices.DeleteFunc(s.pools.snapshots(), func(p event.Pool) bool { return p.Retiring })
 	is := func(state string) func(event.Pool) bool {
 		return func(p event.Pool) bool { return p.State == state }
 	}
@@ -189,23 +194,34 @@ func (s *server) ready() error {
 // serve runs until something ends it.
 func (s *server) serve(ctx context.Context) error {
 	failed := s.doors.Serve(s.http)
-	notify(s.log, daemon.SdNotifyReady)
+	s.notify(daemon.SdNotifyReady)
+	open, over := context.WithCancel(ctx)
+	defer over()
+	var reload <-chan prepared // the one under way; nil: none
 	var cause error
 	for waiting := true; waiting; {
+		reloads := s.o.Reloads
+		if reload != nil {
+			reloads = nil // one after the other
+		}
 		select {
 		case <-ctx.Done():
 			waiting = false
 		case cause = <-failed:
 			waiting = false
+		case <-reloads:
+			s.notify(reloading())
+			reload = s.prepareReload(open)
+		case p := <-reload:
+			reload = nil
+			s.commit(p)
+			s.notify(daemon.SdNotifyReady)
 		case sig := <-s.o.Signals:
-			if sig == syscall.SIGHUP {
-				s.log.Warn("SIGHUP: this version cannot reload its config; restart it")
-				continue
-			}
-			s.log.Info("draining", "signal", sig.String(), "drain", s.o.Config.Drain.String())
+			s.log.Info("draining", "signal", sig.String(), "drain", s.config.Load().Drain.String())
 			waiting = false
 		}
 	}
+	over()
 	s.drain()
 	return cause
 }
@@ -213,10 +229,8 @@ func (s *server) serve(ctx context.Context) error {
 // drain takes the service down: see the package comment.
 func (s *server) drain() {
 	s.draining.Store(true)
-	notify(s.log, daemon.SdNotifyStopping)
-	for _, p := range s.pools {
-		p.Drain()
-	}
+	s.notify(daemon.SdNotifyStopping)
+	s.pools.drain()
 	began := time.Now()
 	now := make(chan struct{}) // closed by a second signal
 	ended := make(chan struct{})
@@ -227,7 +241,7 @@ func (s *server) drain() {
 			case <-ended:
 				return
 			case sig := <-s.o.Signals:
-				if sig == syscall.SIGHUP || time.Since(began) < oneSignal {
+				if time.Since(began) < oneSignal {
 					continue
 				}
 				s.log.Warn("killing everything", "signal", sig.String())
@@ -240,7 +254,7 @@ func (s *server) drain() {
 	defer waiting.Wait()
 	defer close(ended)
 
-	left := time.NewTimer(s.o.Config.Drain)
+	left := time.NewTimer(s.config.Load().Drain)
 	select {
 	case <-s.calls.Quiet():
 	case <-left.C:
@@ -249,20 +263,14 @@ func (s *server) drain() {
 	left.Stop()
 	s.calls.CancelAll(call.ErrDrained)
 
-	grace := time.Duration(0)
-	for _, w := range s.o.Config.Workloads {
-		grace = max(grace, w.Stop.Cooperative+w.Stop.Grace)
-	}
-	deadline, done := context.WithTimeout(context.Background(), grace+lastTrees)
+	deadline, done := context.WithTimeout(context.Background(), s.pools.grace()+lastTrees)
 	defer done()
 	var pools sync.WaitGroup
-	for _, p := range s.pools {
-		pools.Go(func() {
-			if err := p.Close(deadline); err != nil {
-				s.log.Error("left behind", "error", err)
-			}
-		})
-	}
+	pools.Go(func() {
+		for _, err := range s.pools.close(deadline) {
+			s.log.Error("left behind", "error", err)
+		}
+	})
 	<-s.calls.Quiet()
 	last, cancel := context.WithTimeout(context.Background(), lastReplies)
 	defer cancel()
@@ -273,17 +281,24 @@ func (s *server) drain() {
 	s.log.Info("ended")
 }
 
-func (s *server) logStart(supervisor int) {
-	for _, w := range s.o.Config.Warnings {
-		s.log.Warn("odd in the config: "+w.Msg, "file", w.File, "line", w.Line)
-	}
-	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", s.o.Config.TLS.On(), "pid", os.Getpid(), "supervisor_pid", supervisor,
-		"containment", containment, "isolation", isolation, "workloads", names(s.o.Config))
+func (s *server) logStart() {
+	c := s.o.Config
+	s.logWarnings(c)
+	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", c.TLS.On(),
+		"pid", os.Getpid(), "supervisor_pid", s.supervisorPid(),
+		"containment", containment, "isolation", isolation, "workloads", names(c))
 	if s.doors.Inherited() {
-		s.log.Info("the sockets were handed over by the service manager; listen in the config is not used")
+		s.log.Info("the sockets were handed over by the service manager: listen in the config is not used")
 	}
 	if os.Geteuid() == 0 {
 		s.log.Warn("running as root: the workers are root, too, and nothing keeps them from the rest of the machine",
 			"remedy", "run hangup as an ordinary user")
+	}
+}
+
+// logWarnings tells what in a config works and is probably not meant.
+func (s *server) logWarnings(c *config.Config) {
+	for _, w := range c.Warnings {
+		s.log.Warn("odd in the config: "+w.Msg, "file", w.File, "line", w.Line)
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"log"
 	"log/slog"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 
 	"example.com/hangup/internal/connwatch"
 )
@@ -25,20 +27,22 @@ const (
 	// UploadWindow is how many bytes of bodies a connection of HTTP/2 may send ahead
 	// of their readers, for all its streams together and for each.
 	UploadWindow = 256 << 10
-	// FrameMax is how large a frame of HTTP/2 may be, in bytes. A connection keeps room
-	// for its largest one, and every client must do with this.
+	// FrameMax is how long a frame of HTTP/2 may be, in bytes: the least that there is.
+	// A connection keeps a buffer for the longest one that has come.
 	FrameMax = 16 << 10
 )
 
 // newHTTP makes the http.Server, which speaks HTTP/1.1 and HTTP/2 alike, over TLS and
 // without.
-func (s *server) newHTTP(handler http.Handler) *http.Server {
+func (s *server) newHTTP() *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &http.Server{
-		Handler: s.doors.Handler(handler),
+		Handler: s.doors.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			(*s.handler.Load()).ServeHTTP(w, r)
+		})),
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return s.doors.ConnContext(s.watch.ConnContext(ctx, c), c)
 		},
@@ -47,16 +51,16 @@ func (s *server) newHTTP(handler http.Handler) *http.Server {
 			s.doors.ConnState(c, state)
 		},
 		ReadHeaderTimeout: HeaderTimeout, IdleTimeout: IdleTimeout, MaxHeaderBytes: HeaderMax,
-		DisableGeneralOptionsHandler: true, // of which the door knows nothing
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" has to pass the door, too
 		Protocols:                    protocols,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          s.o.Config.Limits.Streams,
+			MaxReadFrameSize:              FrameMax,
 			MaxReceiveBufferPerConnection: UploadWindow,
 			MaxReceiveBufferPerStream:     UploadWindow,
-			MaxReadFrameSize:              FrameMax,
 			WriteByteTimeout:              connwatch.SendTimeout,
 		},
-		ErrorLog: log.New(httpLog{s.log}, "", 0),
+		ErrorLog: log.New(httpLog{s.log.Logger}, "", 0),
 	}
 }
 
@@ -70,9 +74,19 @@ func (h httpLog) Write(p []byte) (int, error) {
 
 // notify tells the service manager, if there is one, how the service stands:
 // sd_notify(3).
-func notify(l *slog.Logger, state string) {
+func (s *server) notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		l.Warn("cannot tell the service manager", "state", state, "error", err,
+		s.log.Warn("cannot tell the service manager", "state", state, "error", err,
 			"remedy", "NotifyAccess=all in the unit: the server runs below the process that systemd started")
 	}
+}
+
+// reloading is the state in which a reload is under way. It wants the time by the clock
+// that systemd compares it with.
+func reloading() string {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return daemon.SdNotifyReloading
+	}
+	return fmt.Sprintf("%s\nMONOTONIC_USEC=%d", daemon.SdNotifyReloading, now.Nano()/int64(time.Microsecond))
 }

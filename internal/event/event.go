@@ -124,7 +124,7 @@ type Output struct {
 // for a new worker, To is "" for one whose tree is gone.
 type WorkerChanged struct {
 	Workload string
-	Worker   uint64 // the generation: never used twice in a pool
+	Worker   uint64 // the generation: never used twice in a pool, but in another of the same workload
 	Pid      int    // 0 while it has none
 	From, To WorkerState
 	Why      string // the event that moved it
@@ -188,15 +188,18 @@ func (CertificateTaken) event() {}
 
 // Pool is one pool as it stands: what GET /workloads and the gauges show.
 type Pool struct {
-	Name    string
-	Kind    string
-	Limit   int // calls that may run at once
-	Spares  int
-	Queued  int // calls with a place and no worker yet
-	Workers []Worker
-	State   string // up, starting or down
-	Reason  string // why it is not up
-	Tasks   []string
+	Name string
+	Kind string
+	// Retiring says that a reload has removed the pool, or put another of the name
+	// in its place: it takes no new calls, and goes when those inside have ended.
+	Retiring bool
+	Limit    int // calls that may run at once
+	Spares   int
+	Queued   int // calls with a place and no worker yet
+	Workers  []Worker
+	State    string // up, starting or down
+	Reason   string // why it is not up
+	Tasks    []string
 	// NotEmpty counts the trees whose verdict was not empty and which are still there.
 	NotEmpty int
 }

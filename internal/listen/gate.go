@@ -25,11 +25,11 @@ const (
 const tellEvery = 10 * time.Second
 
 // room is how many connections may be open: limits.connections, or as many as there
-// are descriptors for.
-func room(c *config.Config, emit event.Sink) int {
+// are descriptors for. Then it tells why.
+func room(c *config.Config) (int, *event.Trouble) {
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) != nil {
-		return c.Limits.Connections
+		return c.Limits.Connections, nil
 	}
 	kept := reserve
 	for _, w := range c.Workloads {
@@ -37,16 +37,15 @@ func room(c *config.Config, emit event.Sink) int {
 	}
 	left := max(int(min(files.Cur, 1<<30))-kept, 1)
 	if left >= c.Limits.Connections {
-		return c.Limits.Connections
+		return c.Limits.Connections, nil
 	}
-	emit(event.Trouble{
+	return left, &event.Trouble{
 		What: "fewer connections are let in than limits.connections says",
 		Err: fmt.Errorf("this process may have %d descriptors, of which %d are kept for its workers: that leaves %d connections of %d",
 			files.Cur, kept, left, c.Limits.Connections),
 		Remedy: "raise the limit of open files (ulimit -n, or LimitNOFILE in systemd), or lower limits.connections",
 		At:     time.Now(),
-	})
-	return left
+	}
 }
 
 // gate counts the connections and knows which of them wait: have no request that is
@@ -130,7 +129,7 @@ func (g *gate) shed() bool {
 		return false
 	}
 	one := first.Value.(*guest)
-	one.serve()
+	one.unqueue()
 	delete(g.guests, one.conn)
 	one.raw.Close()
 	return true
@@ -141,8 +140,8 @@ func (o *guest) wait(queue *list.List) {
 	o.queue, o.place = queue, queue.PushBack(o)
 }
 
-// serve takes the guest out of its queue.
-func (o *guest) serve() {
+// unqueue takes the guest out of its queue.
+func (o *guest) unqueue() {
 	if o.place != nil {
 		o.queue.Remove(o.place)
 		o.place = nil
@@ -172,7 +171,7 @@ func (s *Set) ConnState(c net.Conn, state http.ConnState) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if one := g.guests[c]; one != nil {
-		one.serve()
+		one.unqueue()
 		delete(g.guests, c)
 	}
 }
@@ -192,7 +191,7 @@ func (o *guest) begin() {
 	o.gate.mu.Lock()
 	defer o.gate.mu.Unlock()
 	o.calls++
-	o.serve()
+	o.unqueue()
 }
 
 func (o *guest) end() {

@@ -110,37 +110,42 @@ func name(l net.Listener) string {
 // fail has been done, and nothing that is served has been touched.
 type Change struct {
 	set    *Set
-	open   map[string]*listener // of the new config; those not in set.open are new
+	open   map[string]*listener // of the new config
+	fresh  []*listener          // those that are new
 	order  []string
 	secure *certificate
 	limit  int
+	fewer  *event.Trouble // why limit is below limits.connections; nil: it is not
 }
 
 // Prepare opens what c has and the Set has not, and loads the certificate. The Change
-// must be committed or discarded.
+// must be committed or discarded. There is one at a time.
 func (s *Set) Prepare(ctx context.Context, c *config.Config) (*Change, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	ch := &Change{set: s, open: map[string]*listener{}, order: c.Listen, limit: room(c, s.emit)}
+	ch := &Change{set: s, open: map[string]*listener{}, order: c.Listen}
+	ch.limit, ch.fewer = room(c)
 	if c.TLS.On() {
 		var err error
 		if ch.secure, err = loadCertificate(c.TLS, s.emit); err != nil {
 			return nil, err
 		}
 	}
+	s.mu.Lock()
+	now, order := s.open, s.order // replaced as a whole, never changed
+	s.mu.Unlock()
 	if s.inherited {
-		ch.open, ch.order = s.open, s.order
+		ch.open, ch.order = now, order
 		return ch, nil
 	}
 	for _, address := range c.Listen {
-		l := s.open[address]
+		l := now[address]
 		if l == nil {
-			opened, err := open(ctx, address)
+			opened, err := open(ctx, address, now)
 			if err != nil {
-				ch.discard()
+				ch.Discard()
 				return nil, err
 			}
 			l = s.listener(opened)
+			ch.fresh = append(ch.fresh, l)
 		}
 		ch.open[address] = l
 	}
@@ -149,16 +154,8 @@ func (s *Set) Prepare(ctx context.Context, c *config.Config) (*Change, error) {
 
 // Discard closes what was opened in vain.
 func (ch *Change) Discard() {
-	ch.set.mu.Lock()
-	defer ch.set.mu.Unlock()
-	ch.discard()
-}
-
-func (ch *Change) discard() {
-	for address, l := range ch.open {
-		if ch.set.open[address] != l {
-			l.Close()
-		}
+	for _, l := range ch.fresh {
+		l.Close()
 	}
 }
 
@@ -170,12 +167,13 @@ func (ch *Change) Commit() {
 	defer s.mu.Unlock()
 	s.secure.Store(ch.secure)
 	s.gate.setLimit(ch.limit)
+	if ch.fewer != nil {
+		s.emit(*ch.fewer)
+	}
 	before := s.open
 	s.open, s.order = ch.open, ch.order
-	for address, l := range s.open {
-		if before[address] != l {
-			s.serve(l)
-		}
+	for _, l := range ch.fresh {
+		s.serve(l)
 	}
 	for address, l := range before {
 		if s.open[address] != l {
@@ -225,8 +223,8 @@ func (s *Set) Close() {
 	s.serving.Wait()
 }
 
-// open opens one address of a config.
-func open(ctx context.Context, address string) (net.Listener, error) {
+// open opens one address of a config, beside those that are open now.
+func open(ctx context.Context, address string, now map[string]*listener) (net.Listener, error) {
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		return openUnix(ctx, path)
 	}
@@ -234,6 +232,8 @@ func open(ctx context.Context, address string) (net.Listener, error) {
 	lc.SetMultipathTCP(false) // it refuses the options by which a vanished peer is noticed
 	l, err := lc.Listen(ctx, "tcp", address)
 	switch {
+	case errors.Is(err, unix.EADDRINUSE) && overlaps(address, now) != "":
+		return nil, fmt.Errorf("cannot listen on %s while this server listens on %s: restart it, or go by way of another port", address, overlaps(address, now))
 	case errors.Is(err, unix.EADDRINUSE):
 		return nil, fmt.Errorf("cannot listen on %s: another program does; stop it, or change `listen`", address)
 	case errors.Is(err, unix.EACCES):
@@ -244,6 +244,17 @@ func open(ctx context.Context, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
 	}
 	return l, nil
+}
+
+// overlaps names the open address with the same port, or is "".
+func overlaps(address string, now map[string]*listener) string {
+	_, port, _ := net.SplitHostPort(address)
+	for _, l := range now {
+		if _, other, err := net.SplitHostPort(name(l)); err == nil && other == port {
+			return name(l)
+		}
+	}
+	return ""
 }
 
 // listener is one address that is listened on.

@@ -47,7 +47,7 @@ type rig struct {
 
 func limits(connections int) config.Limits { return config.Limits{Connections: connections} }
 
-// open opens and serves the addresses of c. Requests are answered with "served".
+// newRig opens and serves the addresses of c. Requests are answered with "served".
 func newRig(t *testing.T, c config.Config) *rig {
 	t.Helper()
 	g := &rig{t: t, serve: func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "served") }}
@@ -297,6 +297,11 @@ func TestChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	change.Commit()
+	_, port, _ := net.SplitHostPort(kept)
+	_, err = g.Prepare(t.Context(), &config.Config{Listen: []string{"0.0.0.0:" + port}, Limits: limits(50)})
+	if err == nil || !strings.Contains(err.Error(), "while this server listens on "+kept) {
+		t.Errorf("an address over one that is open: %v", err)
+	}
 	if got := g.Addresses(); len(got) != 2 || got[0] != kept || got[1] != second {
 		t.Errorf("listening on %v, want %s and %s", got, kept, second)
 	}

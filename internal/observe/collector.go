@@ -15,6 +15,13 @@ var (
 		"Stopped process trees that still have processes after the verdict.", []string{"workload"}, nil)
 )
 
+// sum is all pools of one workload together: one that a reload has changed has
+// another, for a while, with the calls that were in it.
+type sum struct {
+	workers          map[event.WorkerState]int
+	queued, notEmpty int
+}
+
 // poolCollector makes the gauges of the pools at the moment of a scrape, so that
 // nothing keeps a second count of what the pools know.
 type poolCollector struct{ pools func() []event.Pool }
@@ -29,15 +36,24 @@ func (c poolCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, n int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
 	}
+	sums := map[string]*sum{}
 	for _, p := range c.pools() {
-		count := make(map[event.WorkerState]int, len(event.WorkerStates))
+		s := sums[p.Name]
+		if s == nil {
+			s = &sum{workers: make(map[event.WorkerState]int, len(event.WorkerStates))}
+			sums[p.Name] = s
+		}
 		for _, w := range p.Workers {
-			count[w.State]++
+			s.workers[w.State]++
 		}
+		s.queued += p.Queued
+		s.notEmpty += p.NotEmpty
+	}
+	for name, s := range sums {
 		for _, state := range event.WorkerStates {
-			gauge(workerCount, count[state], p.Name, string(state))
+			gauge(workerCount, s.workers[state], name, string(state))
 		}
-		gauge(queueLength, p.Queued, p.Name)
-		gauge(treesNotEmpty, p.NotEmpty, p.Name)
+		gauge(queueLength, s.queued, name)
+		gauge(treesNotEmpty, s.notEmpty, name)
 	}
 }

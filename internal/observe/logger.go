@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 )
 
 // NewLogger makes the server's logger. The format is json, one object a line,
@@ -16,6 +17,52 @@ import (
 // control characters. Where w is a [Buffer], a record from warn upwards is
 // flushed at once, and one of the same format tells how many were lost.
 func NewLogger(w io.Writer, format, level string) *slog.Logger {
+	return slog.New(newHandler(w, format, level))
+}
+
+// Log is a logger, as [NewLogger] makes it, whose format and level can be changed
+// while it is in use.
+type Log struct {
+	*slog.Logger
+	w   io.Writer
+	now *changing
+}
+
+// NewLog makes a Log.
+func NewLog(w io.Writer, format, level string) *Log {
+	l := &Log{w: w, now: &changing{}}
+	l.Logger = slog.New(l.now)
+	l.Change(format, level)
+	return l
+}
+
+// Change holds for every record from now on.
+func (l *Log) Change(format, level string) {
+	h := newHandler(l.w, format, level)
+	l.now.handler.Store(&h)
+}
+
+// changing is a handler that hands on to the one of the moment.
+type changing struct{ handler atomic.Pointer[slog.Handler] }
+
+func (c *changing) Enabled(ctx context.Context, level slog.Level) bool {
+	return (*c.handler.Load()).Enabled(ctx, level)
+}
+
+func (c *changing) Handle(ctx context.Context, r slog.Record) error {
+	return (*c.handler.Load()).Handle(ctx, r)
+}
+
+// A logger with attributes of its own keeps what it was made with.
+func (c *changing) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return (*c.handler.Load()).WithAttrs(attrs)
+}
+
+func (c *changing) WithGroup(name string) slog.Handler {
+	return (*c.handler.Load()).WithGroup(name)
+}
+
+func newHandler(w io.Writer, format, level string) slog.Handler {
 	o := &slog.HandlerOptions{Level: slog.LevelInfo}
 	var l slog.Level
 	if l.UnmarshalText([]byte(level)) == nil {
@@ -32,7 +79,7 @@ func NewLogger(w io.Writer, format, level string) *slog.Logger {
 		b.tellWith(handler(b.w))
 		h = urgent{h, b}
 	}
-	return slog.New(h)
+	return h
 }
 
 // escaper escapes the control characters that slog leaves bare and terminals

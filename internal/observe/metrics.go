@@ -1,8 +1,10 @@
 package observe
 
 import (
+	"maps"
 	"net/http"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -26,12 +28,16 @@ var outcomes = []event.Outcome{
 	event.Done, event.Failed, event.Cancelled, event.TimedOut, event.Crashed, event.Rejected,
 }
 
-// metrics counts events. Its maps do not change after newMetrics, but for lying.
+// metrics counts events. A series that was there once stays, so that no counter
+// ever goes back.
 type metrics struct {
-	registry *prometheus.Registry
-	series   map[string]*series // by workload; "" is for all names not declared
+	registry                     *prometheus.Registry
+	total, accepted, killed      *prometheus.CounterVec
+	callTime, queueTime, killing *prometheus.HistogramVec
 
-	mu    sync.Mutex
+	series atomic.Pointer[map[string]*series] // by workload; "" is for all names not declared; replaced, never changed
+
+	mu    sync.Mutex   // held while series are added, and for:
 	lying map[tree]int // killed so far in trees whose verdict was not empty
 }
 
@@ -45,17 +51,17 @@ type series struct {
 	killed   prometheus.Counter
 }
 
+// tree is one process tree. Two pools of a workload, one of which is on its way
+// out, may both have a worker of that number.
 type tree struct {
 	workload string
 	worker   uint64
+	pid      int
 }
 
 func newMetrics(o Options) *metrics {
-	m := &metrics{
-		registry: prometheus.NewRegistry(),
-		series:   make(map[string]*series, len(o.Workloads)+1),
-		lying:    map[tree]int{},
-	}
+	m := &metrics{registry: prometheus.NewRegistry(), lying: map[tree]int{}}
+	m.series.Store(&map[string]*series{})
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		m.registry.MustRegister(v)
@@ -66,25 +72,13 @@ func newMetrics(o Options) *metrics {
 		m.registry.MustRegister(v)
 		return v
 	}
-	var (
-		total = counter("hangup_calls_total", "Calls that have ended, by outcome.", "workload", "outcome")
-		acc   = counter("hangup_calls_accepted_total", "Calls that were not rejected: started, or ended otherwise.", "workload")
-		call  = histogram("hangup_call_seconds", "From a call's headers to its end, rejected calls left out.", callBuckets)
-		queue = histogram("hangup_queue_seconds", "From a call's headers to its worker, body included.", queueBuckets)
-		kill  = histogram("hangup_kill_seconds", "From the decision to stop a worker to its tree verified empty.", killBuckets)
-		dead  = counter("hangup_killed_processes_total", "Processes reaped from trees that were stopped.", "workload")
-	)
-	for _, name := range append([]string{""}, o.Workloads...) {
-		s := &series{
-			total: make(map[event.Outcome]prometheus.Counter, len(outcomes)), accepted: acc.WithLabelValues(name),
-			call: call.WithLabelValues(name), queue: queue.WithLabelValues(name),
-			kill: kill.WithLabelValues(name), killed: dead.WithLabelValues(name),
-		}
-		for _, outcome := range outcomes {
-			s.total[outcome] = total.WithLabelValues(name, string(outcome))
-		}
-		m.series[name] = s
-	}
+	m.total = counter("hangup_calls_total", "Calls that have ended, by outcome.", "workload", "outcome")
+	m.accepted = counter("hangup_calls_accepted_total", "Calls that were not rejected: started, or ended otherwise.", "workload")
+	m.callTime = histogram("hangup_call_seconds", "From a call's headers to its end, rejected calls left out.", callBuckets)
+	m.queueTime = histogram("hangup_queue_seconds", "From a call's headers to its worker, body included.", queueBuckets)
+	m.killing = histogram("hangup_kill_seconds", "From the decision to stop a worker to its tree verified empty.", killBuckets)
+	m.killed = counter("hangup_killed_processes_total", "Processes reaped from trees that were stopped.", "workload")
+	m.add(append([]string{""}, o.Workloads...))
 	containment := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "hangup_containment", Help: "1: the containment and isolation in force.",
 		ConstLabels: prometheus.Labels{"level": o.Level, "isolation": o.Isolation},
@@ -97,15 +91,38 @@ func newMetrics(o Options) *metrics {
 	return m
 }
 
+// add has calls counted under more names, from 0 on.
+func (m *metrics) add(names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := maps.Clone(*m.series.Load())
+	for _, name := range names {
+		if all[name] != nil {
+			continue
+		}
+		s := &series{
+			total: make(map[event.Outcome]prometheus.Counter, len(outcomes)), accepted: m.accepted.WithLabelValues(name),
+			call: m.callTime.WithLabelValues(name), queue: m.queueTime.WithLabelValues(name),
+			kill: m.killing.WithLabelValues(name), killed: m.killed.WithLabelValues(name),
+		}
+		for _, outcome := range outcomes {
+			s.total[outcome] = m.total.WithLabelValues(name, string(outcome))
+		}
+		all[name] = s
+	}
+	m.series.Store(&all)
+}
+
 func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
 }
 
 func (m *metrics) of(workload string) *series {
-	if s := m.series[workload]; s != nil {
+	all := *m.series.Load()
+	if s := all[workload]; s != nil {
 		return s
 	}
-	return m.series[""]
+	return all[""]
 }
 
 func (m *metrics) count(e event.Event) {
@@ -131,7 +148,7 @@ func (m *metrics) count(e event.Event) {
 // countStop counts a tree's dead once, though a verdict that was not empty is
 // followed by another with all of them.
 func (m *metrics) countStop(e event.TreeStopped) {
-	s, t := m.of(e.Workload), tree{e.Workload, e.Worker}
+	s, t := m.of(e.Workload), tree{e.Workload, e.Worker, e.Pid}
 	m.mu.Lock()
 	before := m.lying[t]
 	if e.Stop.Empty {

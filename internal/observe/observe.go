@@ -21,13 +21,14 @@ import (
 type Options struct {
 	Log *slog.Logger
 
-	// Workloads are the names that calls are counted under. Their series are
-	// there from the start, at 0. A call for any other name, which only a
-	// refused one can have, is counted under "", so that callers cannot make
-	// series.
+	// Workloads are the names that calls are counted under, beside those that
+	// [Observer.Add] brings. Their series are there from the start, at 0. A call
+	// for any other name, which only a refused one can have, is counted under "",
+	// so that callers cannot make series.
 	Workloads []string
 
-	// Pools tells how the pools stand. It is called once for each scrape.
+	// Pools tells how the pools stand. It is called once for each scrape. Those of
+	// one name are counted together.
 	Pools func() []event.Pool
 
 	// Level and Isolation are the containment in force.
@@ -52,6 +53,10 @@ func (o *Observer) Sink() event.Sink {
 		o.records.write(e)
 	}
 }
+
+// Add has calls counted under more workloads, whose series begin at 0. Those that
+// are there stay: a counter never goes back.
+func (o *Observer) Add(workloads []string) { o.metrics.add(workloads) }
 
 // Handler serves the metrics in the Prometheus formats.
 func (o *Observer) Handler() http.Handler { return o.metrics.handler() }

@@ -102,6 +102,52 @@ func TestGaugesAreThePoolsAtTheScrape(t *testing.T) {
 		`hangup_workers{state="starting",workload="echo"} 0`)
 }
 
+// TestAddedWorkload: its series begin at 0, and the others go on.
+func TestAddedWorkload(t *testing.T) {
+	o := observer()
+	o.Sink()(event.CallEnded{Workload: "echo", Outcome: event.Rejected})
+	o.Add([]string{"new", "echo"})
+	lines := scrape(t, o)
+	has(t, lines, `hangup_calls_total{outcome="rejected",workload="echo"} 1`)
+	for _, outcome := range outcomes {
+		has(t, lines, `hangup_calls_total{outcome="`+string(outcome)+`",workload="new"} 0`)
+	}
+	o.Sink()(event.CallEnded{Workload: "new", Outcome: event.Rejected})
+	has(t, scrape(t, o), `hangup_calls_total{outcome="rejected",workload="new"} 1`, `hangup_calls_total{outcome="rejected",workload=""} 0`)
+}
+
+// TestTwoPoolsOfAWorkload are counted together, and their dead apart.
+func TestTwoPoolsOfAWorkload(t *testing.T) {
+	o := observer(
+		event.Pool{Name: "echo", Queued: 1, Workers: []event.Worker{{State: event.Idle}}},
+		event.Pool{Name: "echo", Queued: 2, NotEmpty: 1, Workers: []event.Worker{{State: event.Idle}, {State: event.Busy}}, Retiring: true},
+	)
+	has(t, scrape(t, o),
+		`hangup_queue_length{workload="echo"} 3`,
+		`hangup_trees_not_empty{workload="echo"} 1`,
+		`hangup_workers{state="idle",workload="echo"} 2`,
+		`hangup_workers{state="busy",workload="echo"} 1`)
+	for _, pid := range []int{100, 200} {
+		o.Sink()(event.TreeStopped{Workload: "echo", Worker: 1, Pid: pid, Stop: event.Stop{Killed: 3}})
+	}
+	has(t, scrape(t, o), `hangup_killed_processes_total{workload="echo"} 6`)
+}
+
+// TestLogChanges: format and level of what is logged after it, also by those who
+// have had the logger before.
+func TestLogChanges(t *testing.T) {
+	var out strings.Builder
+	log := NewLog(&out, "json", "error")
+	sink := New(Options{Log: log.Logger}).Sink()
+	sink(event.CallEnded{Call: "before", Outcome: event.Done})
+	log.Change("text", "info")
+	sink(event.CallEnded{Call: "after", Outcome: event.Done})
+	log.Debug("too low")
+	if got := out.String(); !strings.Contains(got, "call=after") || strings.Count(got, "\n") != 1 {
+		t.Errorf("logged: %s", got)
+	}
+}
+
 func TestStrangersMakeNoSeries(t *testing.T) {
 	o := observer()
 	before := len(scrape(t, o))

@@ -19,11 +19,14 @@ type ending struct {
 }
 
 // loop is the one goroutine that owns the machine. It ends when the pool is shut
-// and the last worker is gone, or when the pool is abandoned.
+// or retired and the last worker is gone, or when the pool is abandoned.
 func (p *Pool) loop(m *machine) {
-	defer close(p.done)
+	defer func() {
+		p.closed = m.errClosed()
+		close(p.done)
+	}()
 	p.step(m, input{what: retryNow}) // nothing to retry: it starts the first workers
-	for m.phase != shutting || len(m.workers) > 0 || m.seats > 0 {
+	for !m.ended() {
 		select {
 		case in := <-p.inbox:
 			p.step(m, in)
@@ -110,6 +113,10 @@ func (p *Pool) goLaunch(w *worker) {
 		defer cancel()
 		handle, info, err := p.o.Launch(ctx, func() { p.post(input{what: workerExited, worker: w}) })
 		w.handle, w.info = handle, info
+		p.first.Do(func() {
+			p.unready = err
+			close(p.settled)
+		})
 		if err != nil {
 			p.post(input{what: workerFailed, worker: w, ok: handle == nil, err: err})
 			return

@@ -120,8 +120,9 @@ const (
 	workerStopped what = "worker-stopped" // the verdict; ok: empty
 	// of the pool
 	retryNow what = "retry-now"
-	drain    what = "drain" // no new calls
-	shut     what = "shut"  // no workers either
+	drain    what = "drain"  // no new calls
+	retire   what = "retire" // and no workers but those that the calls inside need
+	shut     what = "shut"   // no workers at all
 )
 
 type input struct {
@@ -165,6 +166,7 @@ type worker struct {
 	call   *ticket // while busy
 	calls  int     // calls it has taken
 	exited bool    // its main process is gone
+	unmade bool    // its start is being given up
 	stuck  bool    // it is dying, and the last verdict was not empty
 	born   time.Time
 
@@ -180,7 +182,8 @@ type phase int
 const (
 	open phase = iota
 	draining
-	shutting
+	retiring // ends by itself, after the last call
+	shutting // ends after the last worker
 )
 
 // The back-off of a workload whose workers do not start (promise P8).
@@ -323,13 +326,10 @@ func (m *machine) apply(in input) error {
 		}
 	case drain:
 		m.phase = max(m.phase, draining)
+	case retire:
+		m.phase = max(m.phase, retiring)
 	case shut:
 		m.phase = shutting
-		for _, w := range m.workers {
-			if w.state == event.Starting {
-				m.do(effect{do: abort, worker: w})
-			}
-		}
 	default:
 		return m.illegal(in)
 	}
@@ -351,7 +351,7 @@ func (m *machine) exit(w *worker, now time.Time) error {
 // missing workers get started, and a pool that is shut lets go of everything.
 func (m *machine) settle(now time.Time) {
 	if m.phase == shutting || m.down(now) {
-		cause, after := error(call.ErrDraining), time.Second
+		cause, after := m.errClosed(), time.Second
 		if m.phase != shutting {
 			cause, after = m.errDown(), m.retryAt.Sub(now)
 		}
@@ -362,9 +362,7 @@ func (m *machine) settle(now time.Time) {
 		}
 	}
 	if m.phase == shutting {
-		for len(m.idle) > 0 {
-			m.must(m.idle[len(m.idle)-1], retired, now)
-		}
+		m.letGo(now)
 		return
 	}
 	for m.queue.Len() > 0 && len(m.idle) > 0 && m.count[event.Busy] < m.limit {
@@ -375,14 +373,64 @@ func (m *machine) settle(now time.Time) {
 			m.start(now)
 		}
 	}
+	if m.phase == retiring {
+		m.letGo(now)
+	}
 }
 
-// want is how many workers a pool keeps alive: one a running call, and the spares.
-func (m *machine) want() int { return m.limit + m.spares }
+// letGo has the workers go that nobody will need: idle ones, the coldest first,
+// and then those that start.
+func (m *machine) letGo(now time.Time) {
+	for len(m.idle) > 0 && m.alive() > m.want() {
+		m.must(m.idle[0], retired, now)
+	}
+	surplus := m.alive() - m.want()
+	for _, w := range m.workers {
+		if w.unmade {
+			surplus--
+		}
+	}
+	for _, w := range slices.Backward(m.workers) {
+		if surplus > 0 && w.state == event.Starting && !w.unmade {
+			w.unmade = true
+			m.do(effect{do: abort, worker: w})
+			surplus--
+		}
+	}
+}
+
+// full is how many workers a pool has at most alive: one a running call, and the spares.
+func (m *machine) full() int { return m.limit + m.spares }
+
+// want is how many workers a pool keeps alive. One that ends keeps them for the
+// calls that are in it.
+func (m *machine) want() int {
+	switch m.phase {
+	case retiring:
+		return min(m.limit, m.seats)
+	case shutting:
+		return 0
+	default:
+		return m.full()
+	}
+}
 
 // maxDying bounds the trees that may be dying while replacements start. Past it
 // new calls wait.
-func (m *machine) maxDying() int { return m.want() }
+func (m *machine) maxDying() int { return m.full() }
+
+// ended tells whether nothing is left to be done, nor will be.
+func (m *machine) ended() bool {
+	return m.phase >= retiring && len(m.workers) == 0 && m.seats == 0
+}
+
+// errClosed is why a pool that is not open takes no call.
+func (m *machine) errClosed() error {
+	if m.phase == retiring {
+		return ErrRetired
+	}
+	return call.ErrDraining
+}
 
 // alive counts the workers that are not dying.
 func (m *machine) alive() int { return len(m.workers) - m.count[event.Dying] }
@@ -408,6 +456,8 @@ func (m *machine) standing() (state, reason string) {
 		return "up", ""
 	case m.phase == shutting:
 		return "down", "shutting down"
+	case m.phase == retiring:
+		return "down", "it waits for its last workers to end"
 	case m.reason == nil:
 		return "starting", "no worker is ready yet"
 	default:
@@ -418,7 +468,7 @@ func (m *machine) standing() (state, reason string) {
 func (m *machine) seatCall(t *ticket, now time.Time) {
 	switch {
 	case m.phase != open:
-		m.refuse(t, call.ErrDraining, time.Second)
+		m.refuse(t, m.errClosed(), time.Second)
 	case m.down(now):
 		m.refuse(t, m.errDown(), m.retryAt.Sub(now))
 	case m.seats >= m.limit+m.queueLength:
@@ -474,7 +524,7 @@ func (m *machine) start(now time.Time) {
 // failed counts a failed start and sets the time of the next. Workers that were
 // started together and fail one after the other count as one.
 func (m *machine) failed(w *worker, cause error, now time.Time) {
-	if m.phase == shutting {
+	if m.phase == shutting || w.unmade {
 		return
 	}
 	m.reason = cause

@@ -189,7 +189,7 @@ func (w *world) check(t *rapid.T) {
 	if count[event.Busy] > m.limit {
 		t.Fatalf("%d calls run, the limit is %d", count[event.Busy], m.limit)
 	}
-	if m.alive() > m.want() || len(m.workers) > m.want()+m.maxDying() {
+	if m.alive() > m.full() || len(m.workers) > m.full()+m.maxDying() {
 		t.Fatalf("too many workers: %d alive, %d in all", m.alive(), len(m.workers))
 	}
 	seats := 0
@@ -201,10 +201,14 @@ func (w *world) check(t *rapid.T) {
 	if m.seats != seats || seats > m.limit+m.queueLength {
 		t.Fatalf("%d calls are in, the machine counts %d of %d", seats, m.seats, m.limit+m.queueLength)
 	}
-	if m.phase == open && m.queue.Len() > 0 && len(m.idle) > 0 && count[event.Busy] < m.limit {
+	takesCalls := m.phase == open || m.phase == retiring
+	if takesCalls && m.queue.Len() > 0 && len(m.idle) > 0 && count[event.Busy] < m.limit {
 		t.Fatal("a call waits while a worker idles")
 	}
-	if m.phase == open && m.retryAt.IsZero() && m.alive() < m.want() && len(m.workers) < m.want()+m.maxDying() {
+	if m.phase == retiring && len(m.idle) > 0 && m.alive() > m.want() {
+		t.Fatal("a worker idles that nobody will need")
+	}
+	if takesCalls && m.retryAt.IsZero() && m.alive() < m.want() && len(m.workers) < m.want()+m.maxDying() {
 		t.Fatal("a worker is missing and nobody starts it")
 	}
 }
@@ -242,6 +246,12 @@ func TestAnyOrder(t *testing.T) {
 				w.now = w.now.Add(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second)
 				w.step(t, input{what: retryNow})
 			},
+			"retire": func(t *rapid.T) {
+				if rapid.IntRange(0, 9).Draw(t, "seldom") > 0 {
+					t.Skip()
+				}
+				w.step(t, input{what: retire})
+			},
 			"late timer": func(t *rapid.T) {
 				for c := range w.ended {
 					w.step(t, input{what: waitOver, call: c})
@@ -256,8 +266,8 @@ func TestAnyOrder(t *testing.T) {
 			w.ofCall(t, c, left)
 			w.ofCall(t, c, cancelled)
 		}
-		w.step(t, input{what: shut})
-		for len(w.m.workers) > 0 {
+		w.step(t, input{what: rapid.SampledFrom([]what{retire, shut}).Draw(t, "end")})
+		for !w.m.ended() {
 			w.ofWorker(t, true)
 		}
 		if w.m.seats != 0 || w.m.queue.Len() != 0 {

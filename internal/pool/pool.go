@@ -79,6 +79,10 @@ type Pool struct {
 	inbox   chan input
 	looks   chan chan view
 	done    chan struct{} // closed when the loop has ended
+	closed  error         // what calls are told from then on
+	settled chan struct{} // closed when the first start of a worker has ended
+	unready error         // how it failed, if it did
+	first   sync.Once     // guards both
 	funs    sync.WaitGroup
 
 	mu    sync.Mutex
@@ -91,11 +95,16 @@ func New(ctx context.Context, o Options) *Pool {
 	base, abandon := context.WithCancel(ctx)
 	p := &Pool{
 		o: o, base: base, abandon: abandon,
-		inbox: make(chan input), looks: make(chan chan view), done: make(chan struct{}),
+		inbox: make(chan input), looks: make(chan chan view), done: make(chan struct{}), settled: make(chan struct{}),
 	}
 	go p.loop(newMachine(o))
 	return p
 }
+
+// ErrRetired is what [Pool.Do] fails with in a pool that is on its way out, where
+// another may have taken its place. The call is as it was: nothing of its input
+// has been asked for.
+var ErrRetired = errors.New("the pool is retired")
 
 // answer is what the loop tells a call: a refusal, a worker, or just "yes".
 type answer struct {
@@ -136,7 +145,13 @@ func (p *Pool) turn(ctx context.Context, t *ticket, what what) (*worker, error) 
 	select {
 	case a = <-t.answer:
 	case <-p.done:
-		a.err = call.ErrDraining
+		// The loop may have answered before it ended. It never ends by itself
+		// while a call waits.
+		select {
+		case a = <-t.answer:
+		default:
+			a.err = call.ErrDraining
+		}
 	case <-ctx.Done():
 		p.post(input{what: left, call: t})
 		if a = p.await(t); a.worker == nil {
@@ -211,6 +226,31 @@ func (p *Pool) checkTask(c *call.Call) error {
 // Drain lets no new calls in. Those that are in go on.
 func (p *Pool) Drain() { p.post(input{what: drain}) }
 
+// Settle waits until a first worker is ready, and returns nil; or until the start of
+// one has failed, and returns how; or until ctx ends, when it returns what is known.
+func (p *Pool) Settle(ctx context.Context) error {
+	select {
+	case <-p.settled:
+	case <-ctx.Done():
+	}
+	select {
+	case <-p.settled:
+		return p.unready
+	default:
+		return nil
+	}
+}
+
+// Retire lets no new calls in: they fail with [ErrRetired]. Those that are in go on
+// to their end, and no worker stays that they do not need. It returns when the last
+// call has ended and the last tree is gone, or when the pool was closed.
+func (p *Pool) Retire() {
+	p.post(input{what: retire})
+	<-p.done
+	p.abandon()
+	p.funs.Wait()
+}
+
 // Close drains, lets go of every worker, and returns when the last tree is gone
 // or ctx ends: then it leaves behind what would not die, which is an error.
 // Calls that run are waited for: cancel them first.
@@ -261,7 +301,7 @@ func (p *Pool) await(t *ticket) answer {
 	case a := <-t.answer:
 		return a
 	case <-p.done:
-		return answer{err: call.ErrDraining}
+		return answer{err: p.closed}
 	}
 }
 

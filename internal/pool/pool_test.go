@@ -710,6 +710,40 @@ func TestForgottenAtOnce(t *testing.T) {
 	})
 }
 
+// TestSettle: what became of the first start, and only of that.
+func TestSettle(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		fails func(n int) bool
+		wait  time.Duration
+		want  string
+	}{
+		{"ready", nil, time.Hour, "<nil> after 10s"},
+		{"fails", func(n int) bool { return n == 1 }, time.Hour, "no such program after 10s"},
+		{"a later one fails", func(n int) bool { return n > 1 }, time.Hour, "<nil> after 10s"},
+		{"not known yet", nil, time.Second, "<nil> after 1s"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := &factory{startTakes: 10 * time.Second, startFails: test.fails}
+			pooled(t, f, Options{Limit: 1}, func(t *testing.T, p *Pool) {
+				began := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), test.wait)
+				defer cancel()
+				err := p.Settle(ctx)
+				if got := fmt.Sprint(err, " after ", time.Since(began)); got != test.want {
+					t.Errorf("%s, want %s", got, test.want)
+				}
+				if test.wait > time.Minute {
+					time.Sleep(time.Minute) // what comes later changes nothing
+					if again := p.Settle(ctx); again != err {
+						t.Errorf("then %v, and before %v", again, err)
+					}
+				}
+			})
+		})
+	}
+}
+
 // TestShutWhileStarting: a start that is given up is no failure to report.
 func TestShutWhileStarting(t *testing.T) {
 	f := &factory{startTakes: time.Hour}

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 )
@@ -32,9 +33,11 @@ var (
 // Spool is where bodies go that are too long for memory. It is safe for
 // concurrent use.
 type Spool struct {
-	dir  *os.Root // held open: later renames or mounts do not move the spool
-	max  int64
+	max  atomic.Int64
 	used atomic.Int64
+
+	mu  sync.RWMutex // held while a file is made
+	dir *os.Root     // held open: later renames or mounts do not move the spool
 }
 
 // Open returns a Spool with files in dir, "" for the system's temporary
@@ -48,7 +51,8 @@ func Open(dir string, max int64) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open spool directory: %w", err)
 	}
-	s := &Spool{dir: root, max: max}
+	s := &Spool{dir: root}
+	s.max.Store(max)
 	if err := s.try(); err != nil {
 		root.Close()
 		return nil, fmt.Errorf("cannot use spool directory %s: %w", dir, err)
@@ -68,12 +72,29 @@ func (s *Spool) try() error {
 // Used is how many bytes lie in files now.
 func (s *Spool) Used() int64 { return s.used.Load() }
 
+// Become takes the directory and the bound of next over, which is not to be used
+// any more. Bodies that have a file keep it, and their bytes count towards the new
+// bound: it is one for all bodies, whenever they began.
+func (s *Spool) Become(next *Spool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dir.Close()
+	s.dir = next.dir
+	s.max.Store(next.max.Load())
+}
+
 // Close lets go of the directory. Bodies that have a file keep it until they
 // are closed; others can no longer get one.
-func (s *Spool) Close() error { return s.dir.Close() }
+func (s *Spool) Close() error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.dir.Close()
+}
 
 // create makes a file that has no name.
 func (s *Spool) create() (*os.File, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	name := "hangup-spool-" + rand.Text()
 	f, err := s.dir.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -90,7 +111,7 @@ func (s *Spool) create() (*os.File, error) {
 func (s *Spool) take(n int64) error {
 	for {
 		used := s.used.Load()
-		if n > s.max-used {
+		if n > s.max.Load()-used {
 			return ErrFull
 		}
 		if s.used.CompareAndSwap(used, used+n) {

@@ -257,3 +257,40 @@ func BenchmarkBody(b *testing.B) {
 		})
 	}
 }
+
+// TestBecome: bodies to come go into the new directory, those that are there keep
+// what they have, and one bound holds for all.
+func TestBecome(t *testing.T) {
+	s, before := open(t, 4*MemoryMax)
+	old := s.Body(1 << 20)
+	want := pattern(3 * MemoryMax)
+	if err := old.Fill(bytes.NewReader(want)); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	next, err := Open(dir, 3*MemoryMax)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Become(next)
+	if err := os.Remove(before); err != nil { // nothing can be made there now
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(old.Reader()); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the body that was there is not what it was (%v)", err)
+	}
+	more := s.Body(1 << 20)
+	if err := more.Fill(bytes.NewReader(pattern(3 * MemoryMax))); !errors.Is(err, ErrFull) {
+		t.Errorf("beyond the new bound: %v", err)
+	}
+	more.Close()
+	old.Close()
+	again := s.Body(1 << 20)
+	if err := again.Fill(bytes.NewReader(want)); err != nil {
+		t.Errorf("into the new directory: %v", err)
+	}
+	again.Close()
+	if s.Used() != 0 {
+		t.Errorf("%d bytes are still counted", s.Used())
+	}
+}

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -158,8 +159,8 @@ func (w *Worker) receive(ctx context.Context, c *call.Call) error {
 		body := frame.Payload
 		switch {
 		case frame.Type == wire.TypeProgress:
-			if !json.Valid(body) {
-				return fmt.Errorf("%w: a progress that is no JSON", call.ErrBadWorker)
+			if !json.Valid(body) || bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
+				return fmt.Errorf("%w: a progress that is no JSON object", call.ErrBadWorker)
 			}
 			c.Emit(event.CallProgress{Call: c.ID, Workload: c.Workload, JSON: body, At: time.Now()})
 			continue

@@ -206,8 +206,13 @@ func (w *Worker) Sound() bool {
 	if w.closed || w.frames.Buffered() > 0 {
 		return false
 	}
-	n, err := unix.Poll(w.polled, 0)
-	return n == 0 && err == nil
+	for {
+		n, err := unix.Poll(w.polled, 0)
+		if err == unix.EINTR { // a signal of Go's scheduler, even where nothing is waited for
+			continue
+		}
+		return n == 0 && err == nil
+	}
 }
 
 // past is a deadline that ends any read or write at once.

@@ -293,6 +293,8 @@ func (p *peer) answer() {
 		p.send(wire.TypeReady, 0, `{"protocol":1,"sdk":"test","tasks":["work"]}`)
 	case "tells no JSON":
 		p.send(wire.TypeProgress, 0, `{"done":`)
+	case "tells no object":
+		p.send(wire.TypeProgress, 0, ` [1]`)
 	case "fails without JSON":
 		p.send(wire.TypeFailure, 0, `oops`)
 	case "closes its end":
@@ -400,6 +402,7 @@ func TestBreaches(t *testing.T) {
 		{"sends a part first", call.ErrBadWorker, "CHUNK"},
 		{"is ready again", call.ErrBadWorker, "READY"},
 		{"tells no JSON", call.ErrBadWorker, "progress"},
+		{"tells no object", call.ErrBadWorker, "progress"},
 		{"fails without JSON", call.ErrBadWorker, "failure"},
 		{"closes its end", call.ErrBadWorker, "closed"},
 		{"exits", call.ErrDied, "code 7"},
