@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
@@ -153,6 +152,11 @@ func (h *h2conn) frame(write func() error) error {
 
 // request begins a stream. headers are pairs.
 func (h *h2conn) request(method, path string, end bool, headers ...string) (*h2stream, error) {
+	return h.requestRaw(end, append([]string{":method", method, ":scheme", "http", ":path", path, ":authority", "localhost"}, headers...)...)
+}
+
+// requestRaw is request with nothing but the headers that are given, as they are.
+func (h *h2conn) requestRaw(end bool, headers ...string) (*h2stream, error) {
 	h.write.Lock()
 	defer h.write.Unlock()
 	h.mu.Lock()
@@ -161,9 +165,8 @@ func (h *h2conn) request(method, path string, end bool, headers ...string) (*h2s
 	h.streams[s.id] = s
 	h.mu.Unlock()
 	h.block.Reset()
-	all := append([]string{":method", method, ":scheme", "http", ":path", path, ":authority", "localhost"}, headers...)
-	for i := 0; i < len(all); i += 2 {
-		h.hpack.WriteField(hpack.HeaderField{Name: strings.ToLower(all[i]), Value: all[i+1]})
+	for i := 0; i < len(headers); i += 2 {
+		h.hpack.WriteField(hpack.HeaderField{Name: headers[i], Value: headers[i+1]})
 	}
 	return s, h.out.WriteHeaders(http2.HeadersFrameParam{StreamID: s.id, BlockFragment: h.block.Bytes(), EndStream: end, EndHeaders: true})
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,9 +51,15 @@ func newBody(w http.ResponseWriter, r *http.Request, limits config.Limits, s *sp
 	}
 }
 
-// announced refuses a body whose length says that it is too large, before it
-// has a place and before a byte of it is asked for.
+// announced refuses a body whose length says that it is too large, or says nothing, before
+// it has a place and before a byte of it is asked for.
 func (b *body) announced() error {
+	if lengths := b.r.Header.Values("Content-Length"); len(lengths) > 0 {
+		// Over HTTP/2, net/http takes one that is malformed for 0 and the first of several.
+		if _, err := strconv.ParseUint(lengths[0], 10, 63); err != nil || len(slices.Compact(slices.Clone(lengths))) > 1 {
+			return fmt.Errorf("%w: Content-Length: %q is no number of bytes", call.ErrBadRequest, clip(strings.Join(lengths, ", ")))
+		}
+	}
 	if b.r.ContentLength > b.limits.Body {
 		return b.tooLarge()
 	}

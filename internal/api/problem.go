@@ -208,6 +208,9 @@ func (s *server) fail(v *visit, c *call.Call, err error) {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter(err))
 	}
+	if errors.Is(err, call.ErrDraining) || errors.Is(err, call.ErrDrained) {
+		h.Set("Connection", "close") // over HTTP/2 it makes net/http send GOAWAY; what is under way goes on
+	}
 	var m *methodError
 	if errors.As(err, &m) {
 		h.Set("Allow", m.allow)
