@@ -41,6 +41,9 @@ func (s *server) cancelCall(v *visit) {
 		s.fail(v, nil, err)
 		return
 	}
+	if record.State == "running" { // it costs a worker, as a hang-up does
+		s.o.Budget.charge(v.caller.payer())
+	}
 	s.writeJSON(v, http.StatusAccepted, record)
 }
 

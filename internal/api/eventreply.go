@@ -201,6 +201,11 @@ func (p *eventReply) finish(err error) error {
 	switch {
 	case p.err != nil:
 		return p.err
+	case p.encode == nil && p.last == 0: // a large result came to nothing before its first byte
+		if p.last, p.err = p.follow(p.watch, nil); p.err != nil {
+			return p.err
+		}
+		return p.finish(err)
 	case p.encode == nil && err == nil:
 		p.event(p.lastID(), "result", resultData(p.call.ID, p.head.ContentType, p.held))
 	case p.encode == nil:

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/connwatch"
 )
 
 // healthy answers GET /healthz: the process answers, and that is all it says.
@@ -33,5 +35,6 @@ func (s *server) metrics(v *visit) {
 		s.fail(v, nil, fmt.Errorf("%w: the token %q is not for all workloads", call.ErrForbidden, v.caller.name))
 		return
 	}
+	_ = v.body.conn.SetWriteDeadline(time.Now().Add(connwatch.SendTimeout))
 	s.o.Metrics.ServeHTTP(v.w, v.r)
 }

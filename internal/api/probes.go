@@ -152,17 +152,19 @@ var (
 
 // pulse streams a reply until ctx ends. It always returns an error.
 func (v *visit) pulse(ctx context.Context) error {
-	_, done := connwatch.Streaming(v.r) // so few bytes fit into any window
+	_, done := connwatch.Streaming(v.r)
 	defer done()
 	v.w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	beat := time.NewTicker(probePulse)
 	defer beat.Stop()
 	for {
-		_, err := v.w.Write([]byte{'.'})
-		if err == nil {
-			err = v.body.conn.Flush()
-		}
-		if err != nil {
+		err := interruptible(ctx, v.body.conn, connwatch.SendTimeout, func() error {
+			if _, err := v.w.Write([]byte{'.'}); err != nil {
+				return err
+			}
+			return v.body.conn.Flush()
+		})
+		if err != nil && ctx.Err() == nil {
 			return call.ErrHungUp
 		}
 		select {

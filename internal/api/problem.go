@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/connwatch"
 	"example.com/hangup/internal/event"
 )
 
@@ -216,7 +217,18 @@ func (s *server) fail(v *visit, c *call.Call, err error) {
 		h.Set("Allow", m.allow)
 	}
 	v.body.dismiss()
-	write(v.w, p.status, "application/problem+json", p.document(c, err))
+	v.write(p.status, "application/problem+json", p.document(s.shown(v, c, err), err))
+}
+
+// shown is the call as its problem shows it. Whether a workload exists is not for
+// those who may not have to do with it.
+func (s *server) shown(v *visit, c *call.Call, err error) *call.Call {
+	if c == nil || !errors.Is(err, call.ErrUnauthorized) && v.caller.may(c.Workload) {
+		return c
+	}
+	hidden := *c
+	hidden.Workload = ""
+	return &hidden
 }
 
 // retryAfter is the value of Retry-After: whole seconds, rounded up, at least 1.
@@ -297,21 +309,31 @@ func (s *server) explain(v *visit) {
 		if p.slug == v.params[0] {
 			text := fmt.Sprintf("%s\n%s\n\nstatus %d, type /problems/%s\n\n%s\n",
 				p.title, strings.Repeat("=", len(p.title)), p.status, p.slug, p.text)
-			write(v.w, http.StatusOK, "text/plain; charset=utf-8", []byte(text))
+			v.write(http.StatusOK, "text/plain; charset=utf-8", []byte(text))
 			return
 		}
 	}
 	s.fail(v, nil, fmt.Errorf("%w: there is no problem type %q", errNotFound, clip(v.params[0])))
 }
 
-// write sends a whole reply of the server's own making.
-func write(w http.ResponseWriter, status int, contentType string, body []byte) {
-	h := w.Header()
+// write sends a whole reply of the server's own making. From its first byte on the
+// next request may come behind it; and a caller who does not take it does not keep
+// the connection for good.
+func (v *visit) write(status int, contentType string, body []byte) {
+	v.body.release()
+	h := v.w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	_, _ = w.Write(body) // a caller who is gone needs no answer
+	v.w.WriteHeader(status)
+	for len(body) > 0 {
+		n := min(len(body), piece)
+		_ = v.body.conn.SetWriteDeadline(time.Now().Add(connwatch.SendTimeout)) // also of what net/http still holds
+		if _, err := v.w.Write(body[:n]); err != nil {
+			return // a caller who is gone needs no answer
+		}
+		body = body[n:]
+	}
 }
 
 // writeJSON sends a value of the server's own, which can be marshalled.
@@ -321,7 +343,7 @@ func (s *server) writeJSON(v *visit, status int, value any) {
 		s.fail(v, nil, fmt.Errorf("cannot encode the reply: %w", err))
 		return
 	}
-	write(v.w, status, "application/json", append(body, '\n'))
+	v.write(status, "application/json", append(body, '\n'))
 }
 
 // clip bounds a name of the caller's, for an error text.

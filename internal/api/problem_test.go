@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -66,8 +67,12 @@ func TestCauses(t *testing.T) {
 				if end.Outcome != tt.outcome {
 					t.Errorf("outcome %s, want %s", end.Outcome, tt.outcome)
 				}
+				workload := any("echo")
+				if tt.status == 401 { // which there are is not for anybody
+					workload = nil
+				}
 				for name, want := range map[string]any{
-					"call": end.Call, "instance": "/calls/" + end.Call, "workload": "echo", "outcome": string(tt.outcome), "detail": err.Error(),
+					"call": end.Call, "instance": "/calls/" + end.Call, "workload": workload, "outcome": string(tt.outcome), "detail": err.Error(),
 				} {
 					if p[name] != want {
 						t.Errorf("%s is %v, want %v", name, p[name], want)
@@ -159,5 +164,33 @@ func TestProblemPages(t *testing.T) {
 			t.Errorf("a bad row: %+v", p)
 		}
 		seen[p.slug] = true
+	}
+}
+
+// spied is a ResponseWriter that looks at each Write.
+type spied struct {
+	*httptest.ResponseRecorder
+	look func()
+}
+
+func (s spied) Write(p []byte) (int, error) {
+	s.look()
+	return s.ResponseRecorder.Write(p)
+}
+
+// TestBoundIsLiftedBeforeTheReply: a caller who has had the whole of a reply may send
+// its next request, however long that is, though the handler has not returned.
+func TestBoundIsLiftedBeforeTheReply(t *testing.T) {
+	bound, writes := true, 0
+	w := spied{httptest.NewRecorder(), func() {
+		writes++
+		if bound {
+			t.Error("a part of the reply is out, and the bound stands")
+		}
+	}}
+	v := &visit{w: w, body: &body{conn: http.NewResponseController(w), release: func() { bound = false }}}
+	v.write(http.StatusOK, "text/plain", make([]byte, 100_000))
+	if writes == 0 || w.Body.Len() != 100_000 {
+		t.Errorf("%d bytes in %d writes", w.Body.Len(), writes)
 	}
 }

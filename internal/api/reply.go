@@ -18,7 +18,7 @@ import (
 // streamed: more than a socket takes in at once.
 const streamedFrom = 64 << 10
 
-// piece is how many bytes of a stream a caller must take within connwatch.SendTimeout
+// piece is how many bytes of a reply a caller must take within connwatch.SendTimeout
 // where the kernel does not watch over it.
 const piece = 16 << 10
 
@@ -36,7 +36,7 @@ type reply struct {
 
 	tally
 	begun bool          // something may be on the wire
-	each  time.Duration // for the caller to take a piece of a stream; 0: the kernel sees to it
+	each  time.Duration // for the caller to take a piece; 0: the kernel sees to it
 	done  func()        // ends the watch on a peer that vanishes in the middle
 	stop  func() bool   // ends that on one that hangs up
 }
@@ -96,6 +96,7 @@ func (p *reply) Head(h call.Head) error {
 	if err := p.begin(h); err != nil {
 		return err
 	}
+	p.each = connwatch.SendTimeout
 	if h.Size < 0 || h.Size > streamedFrom {
 		p.each, p.done = connwatch.Streaming(p.r)
 	}
@@ -188,6 +189,8 @@ func (p *reply) end(err error) error {
 	}
 	switch {
 	case err == nil:
+		// What net/http still holds goes out behind the handler.
+		_ = p.conn.SetWriteDeadline(time.Now().Add(connwatch.SendTimeout))
 		return nil
 	case p.begun:
 		return errCut

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 )
 
 // check looks at what each key cannot see by itself.
@@ -32,7 +31,7 @@ func (d *decoder) checkListen(c *Config) {
 		if _, given := d.given[at]; !given {
 			continue // the default
 		}
-		if first[addr] && !strings.HasSuffix(addr, ":0") {
+		if first[addr] {
 			d.faultAt(at, "%s stands in the list already: remove one", addr)
 		}
 		first[addr] = true

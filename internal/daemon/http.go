@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log"
@@ -68,7 +69,11 @@ func (s *server) newHTTP() *http.Server {
 type httpLog struct{ log *slog.Logger }
 
 func (h httpLog) Write(p []byte) (int, error) {
-	h.log.Debug("http", "message", string(p))
+	level := slog.LevelDebug
+	if bytes.HasPrefix(p, []byte("http: panic")) || bytes.HasPrefix(p, []byte("http2: panic")) {
+		level = slog.LevelError // a defect of hangup; all else is what callers do
+	}
+	h.log.Log(context.Background(), level, "http", "message", string(p))
 	return len(p), nil
 }
 

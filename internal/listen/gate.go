@@ -49,7 +49,8 @@ func room(c *config.Config) (int, *event.Trouble) {
 }
 
 // gate counts the connections and knows which of them wait: have no request that is
-// being served. Those make room when there are too many.
+// being served, and no reply that is still on its way. Those make room when there are
+// too many.
 type gate struct {
 	emit event.Sink
 
@@ -66,7 +67,8 @@ type guest struct {
 	gate  *gate
 	conn  net.Conn // what the http.Server has
 	raw   net.Conn // below TLS: closing it does not wait for the peer
-	calls int      // requests being served; over HTTP/2 there may be several
+	calls int      // requests in their handlers; over HTTP/2 there may be several
+	rests bool     // net/http says that nothing is under way, no reply either
 	queue *list.List
 	place *list.Element // in queue; nil while calls > 0
 }
@@ -162,15 +164,23 @@ func (s *Set) ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return ctx // closed already
 }
 
-// ConnState is for [http.Server.ConnState]: it forgets c when it is closed.
+// ConnState is for [http.Server.ConnState]: it forgets c when it is closed, and learns
+// when the last of a reply is out.
 func (s *Set) ConnState(c net.Conn, state http.ConnState) {
-	if state != http.StateClosed && state != http.StateHijacked {
-		return
-	}
 	g := s.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if one := g.guests[c]; one != nil {
+	one := g.guests[c]
+	if one == nil {
+		return
+	}
+	switch state {
+	case http.StateActive: // perhaps no more than the first byte of a request
+		one.rests = false
+	case http.StateIdle:
+		one.rests = true
+		one.waitAgain()
+	case http.StateClosed, http.StateHijacked:
 		one.unqueue()
 		delete(g.guests, c)
 	}
@@ -198,7 +208,12 @@ func (o *guest) end() {
 	o.gate.mu.Lock()
 	defer o.gate.mu.Unlock()
 	o.calls--
-	if o.calls == 0 && o.gate.guests[o.conn] == o {
+	o.waitAgain()
+}
+
+// waitAgain has a guest wait that has been served to the end.
+func (o *guest) waitAgain() {
+	if o.calls == 0 && o.rests && o.place == nil && o.gate.guests[o.conn] == o {
 		o.wait(&o.gate.idle)
 	}
 }

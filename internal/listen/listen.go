@@ -66,14 +66,12 @@ func Open(ctx context.Context, c *config.Config, emit event.Sink) (*Set, error) 
 	}
 	for _, l := range handed {
 		address := name(l)
+		for s.open[address] != nil { // several sockets may share one (SO_REUSEPORT)
+			address += " again"
+		}
 		s.inherited = true
 		s.open[address] = s.listener(l)
 		s.order = append(s.order, address)
-		if c.Exposes(address) {
-			s.Close()
-			return nil, fmt.Errorf("cannot serve the inherited socket %s: it can be reached from other machines, and anyone could run work: "+
-				"add auth.tokens, or write `auth: none` if that is meant", address)
-		}
 	}
 	change, err := s.Prepare(ctx, c)
 	if err != nil {
@@ -133,12 +131,18 @@ func (s *Set) Prepare(ctx context.Context, c *config.Config) (*Change, error) {
 	now, order := s.open, s.order // replaced as a whole, never changed
 	s.mu.Unlock()
 	if s.inherited {
+		for _, address := range order { // nobody has looked at it with this config
+			if c.Exposes(address) {
+				return nil, fmt.Errorf("cannot serve the inherited socket %s: it can be reached from other machines, and anyone could run work: "+
+					"add auth.tokens, or write `auth: none` if that is meant", address)
+			}
+		}
 		ch.open, ch.order = now, order
 		return ch, nil
 	}
 	for _, address := range c.Listen {
 		l := now[address]
-		if l == nil {
+		if l == nil || l.lost() {
 			opened, err := open(ctx, address, now)
 			if err != nil {
 				ch.Discard()
@@ -269,6 +273,12 @@ type listener struct {
 
 func (s *Set) listener(l net.Listener) *listener {
 	return &listener{Listener: l, set: s, tls: l.Addr().Network() != "unix", closed: make(chan struct{})}
+}
+
+// lost tells whether nobody can reach the address any more: its socket's file is gone.
+func (l *listener) lost() bool {
+	u, ok := l.Listener.(*unixListener)
+	return ok && !u.file.there()
 }
 
 // Accept returns the next connection that may stay.

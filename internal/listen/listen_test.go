@@ -525,3 +525,87 @@ func TestOpenTellsWhatIsInTheWay(t *testing.T) {
 		}
 	}
 }
+
+// Anyone who may read the directory can hold its lock.
+func TestUnixSocketInALockedDirectory(t *testing.T) {
+	dir := t.TempDir()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	path := "unix:" + filepath.Join(dir, "s")
+	newRig(t, config.Config{Listen: []string{path}})
+	mustServe(t, dial(t, path))
+}
+
+// A socket whose file is gone is made again by the next change, though the address is
+// the same.
+func TestLostUnixSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	c := config.Config{Listen: []string{"unix:" + path}, Limits: limits(10)}
+	g := newRig(t, c)
+	old := dial(t, "unix:"+path)
+	mustServe(t, old)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	change, err := g.Prepare(t.Context(), &c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change.Commit()
+	mustServe(t, dial(t, "unix:"+path))
+	mustServe(t, old)
+}
+
+// Sockets that were handed over are looked at with each config.
+func TestInheritedSocketsAreNotExposed(t *testing.T) {
+	s := &Set{inherited: true, gate: newGate(func(event.Event) {}), order: []string{"0.0.0.0:80"}}
+	open := &config.Config{Limits: limits(1)}
+	if _, err := s.Prepare(t.Context(), open); err == nil || !strings.Contains(err.Error(), "add auth.tokens") {
+		t.Errorf("%v", err)
+	}
+	open.Auth.Off = true
+	if _, err := s.Prepare(t.Context(), open); err != nil {
+		t.Error(err)
+	}
+}
+
+// A connection waits again when its reply is out, which is after its handler; and a
+// stream of HTTP/2 may be over before its handler has begun.
+func TestWhenAConnectionWaits(t *testing.T) {
+	s := &Set{gate: newGate(func(event.Event) {})}
+	s.gate.setLimit(10)
+	c, peer := net.Pipe()
+	defer c.Close()
+	defer peer.Close()
+	s.gate.enter(c, c)
+	one := s.gate.guests[c]
+	check := func(when string, want bool) {
+		t.Helper()
+		if got := one.place != nil; got != want {
+			t.Errorf("%s: it waits: %v, want %v", when, got, want)
+		}
+	}
+	check("new", true)
+	s.ConnState(c, http.StateActive)
+	check("at the first byte", true)
+	one.begin()
+	check("in the handler", false)
+	one.end()
+	check("with the reply on its way", false)
+	s.ConnState(c, http.StateIdle)
+	check("between two requests", true)
+	s.ConnState(c, http.StateActive)
+	s.ConnState(c, http.StateIdle)
+	one.begin()
+	check("in the handler of a stream that is over", false)
+	one.end()
+	check("behind it", true)
+	s.ConnState(c, http.StateClosed)
+	check("closed", false)
+}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,10 +40,7 @@ func openUnix(ctx context.Context, path string) (net.Listener, error) {
 	if f.dir, err = os.Open(filepath.Dir(path)); err != nil {
 		return fail(fmt.Errorf("%w: make the directory first", err))
 	}
-	// Of two servers that find an old socket at a time, one comes second. Where the
-	// file system has no locks, that is left to chance.
-	_ = unix.Flock(int(f.dir.Fd()), unix.LOCK_EX)
-	defer unix.Flock(int(f.dir.Fd()), unix.LOCK_UN)
+	defer f.lock(ctx)()
 	if err := f.clear(); err != nil {
 		return fail(err)
 	}
@@ -66,6 +64,23 @@ func openUnix(ctx context.Context, path string) (net.Listener, error) {
 		return fail(err)
 	}
 	return &unixListener{localListener{u}, f}, nil
+}
+
+// lock has one of two servers that find an old socket at a time come second. Anyone
+// who may read the directory can hold it, so it is not waited for longer than a server
+// needs; then, and where the file system has no locks, it is left to chance.
+func (f *socketFile) lock(ctx context.Context) (unlock func()) {
+	const every, tries = 10 * time.Millisecond, 20
+	for range tries {
+		if unix.Flock(int(f.dir.Fd()), unix.LOCK_EX|unix.LOCK_NB) != unix.EWOULDBLOCK {
+			break
+		}
+		select {
+		case <-time.After(every):
+		case <-ctx.Done():
+		}
+	}
+	return func() { _ = unix.Flock(int(f.dir.Fd()), unix.LOCK_UN) }
 }
 
 // reach is a path of the socket that leads through the open directory, and is short.
@@ -110,9 +125,16 @@ func (f *socketFile) stat() (device, inode uint64, err error) {
 	return uint64(st.Dev), st.Ino, err
 }
 
-// remove removes the socket, if it is still the one that was made.
+// there tells whether the file is still the one that was made.
+func (f *socketFile) there() bool {
+	device, inode, err := f.stat()
+	return err == nil && device == f.device && inode == f.inode
+}
+
+// remove removes the socket, if it is still the one that was made. That comes before
+// the socket is closed: until then nobody else can have its inode.
 func (f *socketFile) remove() {
-	if device, inode, err := f.stat(); err == nil && device == f.device && inode == f.inode {
+	if f.there() {
 		_ = unix.Unlinkat(int(f.dir.Fd()), f.name, 0) // the next start clears what is left
 	}
 	f.dir.Close()
@@ -127,9 +149,8 @@ type unixListener struct {
 func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Net: "unix", Name: l.file.path} }
 
 func (l *unixListener) Close() error {
-	err := l.localListener.Close()
 	l.file.remove()
-	return err
+	return l.localListener.Close()
 }
 
 // localListener tells who connects: RemoteAddr of its connections is uid: and a number.
