@@ -129,9 +129,10 @@ type valve struct {
 }
 
 func (v *valve) Read(b []byte) (int, error) {
-	v.shut.Lock()
-	v.shut.Unlock()
-	return v.Conn.Read(b)
+	n, err := v.Conn.Read(b)
+	v.shut.Lock() // waits; what came meanwhile is not much
+	defer v.shut.Unlock()
+	return n, err
 }
 
 // newSlowReader makes the call.
