@@ -184,13 +184,16 @@ type parting struct {
 	transport
 	form
 	manner
-	light  bool // the work has no family
+	light  bool     // the work has no family
+	task   string   // in place of the one that is usual in this phase
+	deaf   bool     // nothing the server says gets through to it
+	shares *parting // whose connection it uses
 	caller caller
 }
 
 // alone tells whether the work has no family. Whether all of a tree dies does not
 // depend on how the caller came: by TCP it has one.
-func (p *parting) alone() bool { return p.light || p.transport.name != plainTCP.name }
+func (p *parting) alone() bool { return p.light || p.task != "" || p.transport.name != plainTCP.name }
 
 // path is the work that is left.
 func (p *parting) path() string {
@@ -198,39 +201,20 @@ func (p *parting) path() string {
 	if !p.alone() {
 		tasks = map[phase]string{receiving: "py/tree", queued: "full/tree", running: "py/tree", replying: "py/streams"}
 	}
+	if p.task != "" {
+		return "/execute/" + p.task
+	}
 	return "/execute/" + tasks[p.at]
 }
 
 // run makes the call, leaves it, checks what became of it, and returns how long
 // the server took to notice.
 func (p *parting) run() time.Duration {
-	before := map[string]bool{}
-	for _, c := range p.s.calls() {
-		before[c.ID] = true
-	}
-	var err error
-	if p.caller, err = p.transport.caller(p.s); err != nil {
-		p.t.Fatal(err)
-	}
-	if err := p.caller.begin(p.path(), p.form); err != nil {
-		p.t.Fatal(err)
-	}
-	call := p.s.find("in its phase", func(c callRecord) bool {
-		return !before[c.ID] && c.Workload != "loaded" && p.inPhase(c)
-	})
-	if p.expect {
-		p.must(p.caller.head("100"))
-	}
-	var tree []proc.Process
-	if call.WorkerPid != 0 {
-		tree = p.tree(call.WorkerPid)
-	}
+	before := p.s.known()
+	call, tree := p.begin()
 	listens := p.manner.name == halfClose.name || p.manner.name == stays.name || p.reset != nil // it reads below
-	if p.at == replying {
-		p.must(p.caller.head("200"))
-		if !listens {
-			p.caller.drain()
-		}
+	if p.at == replying && !listens {
+		p.caller.drain()
 	}
 
 	left := time.Now()
@@ -259,6 +243,56 @@ func (p *parting) run() time.Duration {
 	return took
 }
 
+// begin makes the call, on a connection of its own if it has none yet, and returns it when
+// it is in its phase, with what must die.
+func (p *parting) begin() (call callRecord, tree []proc.Process) {
+	p.t.Helper()
+	before := p.s.known()
+	p.connect()
+	if err := p.caller.begin(p.path(), p.form); err != nil {
+		p.t.Fatal(err)
+	}
+	call = p.s.find("in its phase", func(c callRecord) bool {
+		return !before[c.ID] && c.Workload != "loaded" && p.inPhase(c)
+	})
+	if p.expect && !p.deaf {
+		p.must(p.caller.head("100"))
+	}
+	if call.WorkerPid != 0 {
+		tree = p.tree(call.WorkerPid)
+	}
+	if p.at == replying {
+		p.must(p.caller.head("200"))
+	}
+	return call, tree
+}
+
+// connect opens the connection, unless there is one.
+func (p *parting) connect() {
+	p.t.Helper()
+	if p.caller != nil {
+		return
+	}
+	if p.shares != nil {
+		p.caller = &h2caller{conn: p.shares.caller.(*h2caller).conn}
+		return
+	}
+	var err error
+	if p.caller, err = p.transport.caller(p.s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// known is the ids of the calls so far.
+func (s *server) known() map[string]bool {
+	s.t.Helper()
+	ids := map[string]bool{}
+	for _, c := range s.calls() {
+		ids[c.ID] = true
+	}
+	return ids
+}
+
 func (p *parting) must(err error) {
 	p.t.Helper()
 	if err != nil {
@@ -271,7 +305,7 @@ func (p *parting) inPhase(c callRecord) bool {
 	case receiving:
 		return c.State == "queued"
 	case queued:
-		return c.State == "queued" && (p.partial || p.s.pool("full").Queued == 1)
+		return c.State == "queued" && (p.partial || p.s.pool("full").Queued > 0)
 	default:
 		return c.State == "running"
 	}

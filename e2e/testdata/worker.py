@@ -192,6 +192,30 @@ def reports_family(_):
 
 
 @hangup.task
+def drips(_):
+    """A reply without an end, of which little comes, and seldom."""
+
+    def parts():
+        while True:
+            yield b"x"
+            time.sleep(9)
+
+    return hangup.Reply(parts(), "application/octet-stream")
+
+
+@hangup.task
+def lots(_):
+    """A reply of 100 MiB."""
+    return hangup.Reply((b"x" * 65536 for _ in range(1600)), "application/octet-stream")
+
+
+@hangup.task
+def much(_):
+    """A reply of 20 MiB: more than the kernel takes in for a caller who does not read."""
+    return hangup.Reply((b"x" * 65536 for _ in range(320)), "application/octet-stream")
+
+
+@hangup.task
 def answers(input):
     """The nonce of the call, after some seconds, so many times."""
     time.sleep(input["seconds"])

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,7 +133,7 @@ func (b *body) cause(ctx context.Context, err, readErr error) error {
 		return fmt.Errorf("%w: %v", call.ErrSpoolFull, err)
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.As(readErr, &network) && network.Timeout():
+	case errors.Is(readErr, os.ErrDeadlineExceeded): // not ETIMEDOUT, which is of a peer that vanished
 		return fmt.Errorf("%w: it has %v", call.ErrBodyTimeout, b.limits.BodyTimeout)
 	case errors.Is(readErr, io.ErrUnexpectedEOF), errors.As(readErr, &network):
 		return call.ErrHungUp // in the middle of it

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -190,5 +192,19 @@ func TestRefusalReachesAStubbornSender(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// ETIMEDOUT says that it is a time-out. It is the kernel's, of a peer that vanished, and
+// not that of the body.
+func TestBodyOfVanishedPeer(t *testing.T) {
+	b := &body{}
+	read := &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ETIMEDOUT)}
+	if err := b.cause(context.Background(), read, read); !errors.Is(err, call.ErrHungUp) {
+		t.Errorf("ETIMEDOUT: %v", err)
+	}
+	read.Err = os.ErrDeadlineExceeded
+	if err := b.cause(context.Background(), read, read); !errors.Is(err, call.ErrBodyTimeout) {
+		t.Errorf("the deadline: %v", err)
 	}
 }

@@ -33,6 +33,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -46,7 +47,9 @@ const MaxBehind = 64 << 10
 
 // A peer that vanishes without a packet is found by keep-alive probes while
 // nothing is on its way to it, after KeepAliveIdle + KeepAliveCount ×
-// KeepAliveInterval = 16 s, and by SendTimeout while something is.
+// KeepAliveInterval = 16 s. While something is, the kernel sends no probes: then a
+// peer has gone that acknowledged nothing for as long, or for SendTimeout if it
+// is a reply that streams.
 const (
 	KeepAliveIdle     = 4 * time.Second
 	KeepAliveInterval = 4 * time.Second
@@ -56,6 +59,11 @@ const (
 	// unacknowledged, or the peer's window shut, before the kernel gives the
 	// connection up. A live reader that pauses as long is given up too.
 	SendTimeout = 30 * time.Second
+
+	// silentAfter is what keep-alive comes to.
+	silentAfter = KeepAliveIdle + KeepAliveCount*KeepAliveInterval
+	// lookEvery is how often it is looked for acknowledgements that do not come.
+	lookEvery = 2 * time.Second
 )
 
 // AfterHangUp arranges to call f once the peer that sent r has gone: by FIN, RST,
@@ -63,15 +71,25 @@ const (
 // by giving up the stream. If it has gone already, f is called at
 // once. f is called at most once, in a goroutine of its own. stop, like that of
 // [context.AfterFunc], prevents the call if it has not been started, and tells
-// whether it did.
+// whether it did. It is to be called, whatever has happened, when r has been served.
 //
 // A request whose connection is not watched falls back on its context.
 func AfterHangUp(r *http.Request, f func()) (stop func() bool) {
-	ctx := r.Context()
-	if c := watched(r); c != nil && !multiplexed(r) {
-		ctx = c.gone
+	c := watched(r)
+	if c == nil {
+		return context.AfterFunc(r.Context(), f)
 	}
-	return context.AfterFunc(ctx, f)
+	ctx := c.gone
+	if multiplexed(r) {
+		ctx = r.Context()
+	}
+	unwatch := context.AfterFunc(ctx, f)
+	c.serve(1)
+	served := sync.OnceFunc(func() { c.serve(-1) })
+	return func() bool {
+		served()
+		return unwatch()
+	}
 }
 
 // Bound says that the body of r, which is being served, has been read to its end:

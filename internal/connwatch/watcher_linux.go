@@ -172,7 +172,9 @@ type conn struct {
 
 	mu        sync.Mutex // also held while counting, so that a lifted bound is never broken
 	bounded   bool
-	streaming int // replies under way; over HTTP/2 there may be several
+	serving   int         // requests under way; over HTTP/2 there may be several
+	streaming int         // and replies
+	look      *time.Timer // for silence, while there are requests; nil before the first
 }
 
 // happened takes in one event of the watcher's goroutine.
@@ -210,6 +212,50 @@ func (c *conn) unread() (n int) {
 		n, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
 	})
 	return n
+}
+
+// serve counts the requests that are watched, and looks for silence while there are any.
+func (c *conn) serve(more int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.serving += more
+	switch {
+	case c.serving == 0:
+		c.look.Stop()
+	case c.look == nil:
+		c.look = time.AfterFunc(lookEvery, c.listen)
+	case c.serving == 1 && more > 0:
+		c.look.Reset(lookEvery)
+	}
+}
+
+// listen finds a peer that vanished while something was on its way to it, which
+// need not be a reply: 100 Continue, a session ticket, an update of a window. TCP_USER_TIMEOUT
+// is of no use for that. It takes a live peer whose window is shut for silent, and
+// measures from the first thing that was not acknowledged: of a stream that says
+// something now and then only, that may be long after the last that was.
+//
+// The connection is shut for reading, so that it ends in the way of all others.
+func (c *conn) listen() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.serving == 0 {
+		return // stopped a moment too late
+	}
+	var info *unix.TCPInfo
+	_ = c.socket.Control(func(fd uintptr) { info, _ = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if info == nil {
+		return // closed, or no TCP
+	}
+	limit := silentAfter
+	if c.streaming > 0 {
+		limit = SendTimeout
+	}
+	if silent := time.Duration(info.Last_ack_recv) * time.Millisecond; info.Unacked > 0 && silent >= limit {
+		_ = c.socket.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RD) })
+		return
+	}
+	c.look.Reset(lookEvery)
 }
 
 // stream counts the replies that are streamed, and has the kernel give a peer up

@@ -30,4 +30,5 @@ func (*Watcher) ConnState(net.Conn, http.ConnState) {}
 type conn struct{ gone context.Context }
 
 func (*conn) bound(bool)      {}
+func (*conn) serve(int)       {}
 func (*conn) stream(int) bool { return false }

@@ -23,10 +23,16 @@ func Need(t testing.TB, program, pkg string) string {
 	if err == nil {
 		return path
 	}
-	const remedy = "cannot find %s: apt-get install %s"
-	if os.Getenv(noSkipEnv) != "" {
-		t.Fatalf(remedy, program, pkg)
-	}
-	t.Skipf(remedy, program, pkg)
+	Lack(t, "cannot find %s: apt-get install %s", program, pkg)
 	return ""
+}
+
+// Lack ends a test that needs what is not to be had here: it is skipped, or fails
+// if HANGUP_TEST_NO_SKIP is set.
+func Lack(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv(noSkipEnv) != "" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
 }
