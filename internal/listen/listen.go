@@ -69,10 +69,9 @@ func Open(ctx context.Context, c *config.Config, emit event.Sink) (*Set, error) 
 		s.inherited = true
 		s.open[address] = s.listener(l)
 		s.order = append(s.order, address)
-		if c.Exposes(address) {
+		if err := c.Exposes(address); err != nil {
 			s.Close()
-			return nil, fmt.Errorf("cannot serve the inherited socket %s: it can be reached from other machines, and anyone could run work: "+
-				"add auth.tokens, or write `auth: none` if that is meant", address)
+			return nil, fmt.Errorf("cannot serve the inherited socket: %w", err)
 		}
 	}
 	change, err := s.Prepare(ctx, c)
