@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,7 +18,8 @@ import (
 	"example.com/hangup/internal/proctest"
 )
 
-// TestDeployedConfigs: every config that deploy/ and examples/ have is one.
+// TestDeployedConfigs: every config that deploy/ and examples/ have is one, but for a
+// token where other machines can reach it.
 func TestDeployedConfigs(t *testing.T) {
 	var files []string
 	for _, pattern := range []string{"../deploy/*.yaml", "../examples/*/*.yaml"} {
@@ -31,14 +33,37 @@ func TestDeployedConfigs(t *testing.T) {
 	if len(files) < 4 {
 		t.Fatalf("found only %q", files)
 	}
+	check := func(file string) (string, error) {
+		out, err := exec.Command(proctest.Build(t, "hangup", "./cmd/hangup", "-race"), "check", "--config", file).CombinedOutput()
+		return string(out), err
+	}
 	for _, file := range files {
-		if _, err := os.ReadFile(file); err != nil { // so that the cache of results knows it
+		data, err := os.ReadFile(file) // so that the cache of results knows it, too
+		if err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command(proctest.Build(t, "hangup", "./cmd/hangup", "-race"), "check", "--config", file).CombinedOutput(); err != nil {
+		if strings.Contains(string(data), "0.0.0.0") { // nobody may get in by a token that everybody can read
+			out, err := check(file)
+			if err == nil || strings.Count(out, filepath.Base(file)+":") != 1 || !strings.Contains(out, "sha256: must be the SHA-256 of a token of your own") {
+				t.Errorf("%s as it is: %v: %s", file, err, out)
+			}
+			file = filepath.Join(t.TempDir(), filepath.Base(file))
+			write(t, file, withToken(t, string(data)))
+		}
+		if out, err := check(file); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
 	}
+}
+
+// withToken puts a token into a config of deploy/, as its first lines say.
+func withToken(t *testing.T, config string) string {
+	t.Helper()
+	const hole = "PUT-THE-SHA-256-OF-YOUR-TOKEN-HERE"
+	if strings.Count(config, hole) != 1 {
+		t.Fatalf("there is no place for a token in\n%s", config)
+	}
+	return strings.Replace(config, hole, fmt.Sprintf("%x", sha256.Sum256([]byte("a token"))), 1)
 }
 
 // TestContainerFiles: what the images are made of is there, and what they run is in them.

@@ -18,8 +18,8 @@ func cancelVerb() *cobra.Command {
 		Long: "Cancels calls. Their callers get 409, and their work ends with all its processes. The\n" +
 			"beginning or the end of an id is enough where it is that of one call alone. Exits with\n" +
 			"1 when one was not there.",
-		Args:              needs("ID", 1, 0),
-		ValidArgsFunction: complete(&r, 1000, completeCalls),
+		Args:              needs("ID", 1, many),
+		ValidArgsFunction: complete(&r, many, completeCalls),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			c, err := r.client()
 			if err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,8 +37,8 @@ func checkVerb() *cobra.Command {
 	configFlag(cmd, &path)
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().BoolVar(&schema, "schema", false, "print the JSON Schema of a config, for an editor, and validate nothing")
-	cmd.MarkFlagsMutuallyExclusive("schema", "json")
-	cmd.MarkFlagsMutuallyExclusive("schema", "config")
+	exclusive(cmd, "schema", "json")
+	exclusive(cmd, "schema", "config")
 	return cmd
 }
 
@@ -94,8 +93,8 @@ func reportJSON(w io.Writer, path string, c *config.Config, err error) error {
 	} else {
 		errors.As(err, &result.Faults)
 	}
-	if err := json.NewEncoder(w).Encode(result); err != nil {
-		return fmt.Errorf("cannot write the result: %w", err)
+	if err := printJSON(w, result); err != nil {
+		return err
 	}
 	if !result.OK {
 		return &exitError{code: exitUsage}

@@ -31,7 +31,7 @@ func demoVerb() *cobra.Command {
 			"started an interactive program on a terminal and a background child in a session of\n" +
 			"its own. Shows the processes as the kernel sees them, before and after. Exits with 0\n" +
 			"when nothing survived.",
-		Args: cobra.NoArgs,
+		Args: needs("", 0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if asWorker {
 				return demoWorker()
@@ -382,8 +382,6 @@ func (s *story) survivors() error {
 }
 
 func (s *story) say(format string, args ...any) { fmt.Fprintf(s.out, format+"\n", args...) }
-
-func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
 
 // eventually polls until f is true, which is an error after demoPatience.
 func eventually(f func() bool) error {

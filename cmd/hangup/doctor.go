@@ -26,7 +26,8 @@ func doctorVerb() *cobra.Command {
 			"would, ends it, and says what holds and what does not.\n\n" +
 			"With --url it tries out the way to a server instead: it makes requests that take no\n" +
 			"worker, hangs up on them at three moments, and asks the server what it saw. A proxy\n" +
-			"that hides hang-ups is found in this way, from the place where the callers are.\n\n" +
+			"that hides hang-ups is found in this way, from the place where the callers are.\n" +
+			"HANGUP_URL does not count here: without --url it is always about this host.\n\n" +
 			"Exits with 1 when something is missing.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if tree > 0 {
@@ -34,10 +35,13 @@ func doctorVerb() *cobra.Command {
 			}
 			var list []finding
 			var err error
-			if cmd.Flags().Changed("url") {
+			switch name := changed(cmd, "url", "token", "cacert"); name {
+			case "url":
 				list, err = examineWay(cmd.Context(), &r)
-			} else {
+			case "":
 				list, err = examine(cmd, file)
+			default:
+				err = &exitError{exitUsage, fmt.Errorf("cannot use --%s without --url: it is for a server, and this looks at the host", name)}
 			}
 			if err != nil {
 				return err
@@ -50,12 +54,23 @@ func doctorVerb() *cobra.Command {
 	cmd.Flags().Lookup("config").DefValue = ""
 	jsonFlag(cmd, &asJSON)
 	remoteFlags(cmd, &r)
+	exclusive(cmd, "url", "config")
 	cmd.Flags().Lookup("url").Usage = "try out the way to this server instead of this host"
 	cmd.Flags().IntVar(&tree, "tree", 0, "be a process of the tree that is ended")
 	if err := cmd.Flags().MarkHidden("tree"); err != nil {
 		panic(err) // there is no such flag: one line above is wrong
 	}
 	return cmd
+}
+
+// changed is the first of these flags that the user has written, or "".
+func changed(cmd *cobra.Command, names ...string) string {
+	for _, name := range names {
+		if cmd.Flags().Changed(name) {
+			return name
+		}
+	}
+	return ""
 }
 
 // verdict is how good a thing is that doctor has looked at.
@@ -77,13 +92,13 @@ type finding struct {
 
 // examine looks at this host, for the config of a file if one was named.
 func examine(cmd *cobra.Command, file string) ([]finding, error) {
-	c := &config.Config{}
-	c.Limits.Connections = defaultConnections
+	c := config.Default()
 	if cmd.Flags().Changed("config") {
-		var err error
-		if c, err = config.Load(file); err != nil {
+		loaded, err := config.Load(file)
+		if err != nil {
 			return nil, configFaults(cmd, err)
 		}
+		c = *loaded
 	}
 	list := []finding{kernel(), pidfds()}
 	list = append(list, trees(cmd.Context())...)
@@ -139,8 +154,7 @@ func beTree(depth int) error {
 	return nil
 }
 
-// moments are the moments of a hang-up, in the words of doctor, and what is at
-// stake when one is not noticed.
+// moments are the moments of a hang-up, in the words of doctor.
 var moments = map[string]string{
 	client.Waiting:   "while waiting",
 	client.Streaming: "while streaming",

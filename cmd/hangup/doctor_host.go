@@ -14,9 +14,6 @@ import (
 	"example.com/hangup/internal/proc"
 )
 
-// defaultConnections is limits.connections where no config says otherwise.
-const defaultConnections = 10000
-
 func kernel() finding {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {

@@ -26,7 +26,7 @@ func initVerb() *cobra.Command {
 		Long: "Writes hangup.yaml, its JSON Schema for editors, worker.py and the Python SDK\n" +
 			"hangup.py into DIR, which is the current directory by default. It never overwrites\n" +
 			"a file.",
-		Args: cobra.MaximumNArgs(1),
+		Args: needs("DIR", 0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := "."
 			if len(args) == 1 {
@@ -98,15 +98,41 @@ func exist(paths []string) string {
 func nextSteps(dir string) string {
 	var b strings.Builder
 	b.WriteString("next:\n")
-	if filepath.Clean(dir) != "." {
+	elsewhere := filepath.Clean(dir) != "."
+	if elsewhere {
 		fmt.Fprintf(&b, "  cd %s\n", shellWord(dir))
 	}
-	b.WriteString(`  hangup serve
-  curl --json '{"width": 4000, "height": 3000}' http://127.0.0.1:8080/execute/resize/fit
+	fmt.Fprintf(&b, "  %s serve\n", shellWord(ownName(elsewhere)))
+	b.WriteString(`  curl --json '{"width": 4000, "height": 3000}' http://127.0.0.1:8080/execute/resize/fit
   curl --json '{"images": 60}' http://127.0.0.1:8080/execute/resize/batch    # takes a minute: press Ctrl-C
   curl http://127.0.0.1:8080/calls                                           # tells what became of it
 `)
 	return b.String()
+}
+
+// ownName is how a shell starts this program: as hangup where the PATH has it under that
+// name, else as it was started, which in another directory takes the whole path.
+func ownName(elsewhere bool) string {
+	name := os.Args[0]
+	if !strings.Contains(name, "/") { // the PATH had it
+		return name
+	}
+	if found, err := exec.LookPath("hangup"); err == nil && sameFile(found, name) {
+		return "hangup"
+	}
+	if full, err := filepath.Abs(name); err == nil && elsewhere {
+		return full
+	}
+	return name
+}
+
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
 }
 
 // shellWord quotes s where a shell would take it apart.

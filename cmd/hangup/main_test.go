@@ -5,7 +5,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -45,5 +47,17 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if code != want {
 		ts.Fatalf("%s: exit code %d, want %d", args[1], code, want)
+	}
+}
+
+// A help text fits a narrow terminal.
+func TestHelpWidth(t *testing.T) {
+	for _, verb := range verbs {
+		cmd := verb()
+		for line := range strings.Lines(cmd.Long) {
+			if n := utf8.RuneCountInString(line); n > 90 {
+				t.Errorf("%s --help: a line of %d columns: %s", cmd.Name(), n, line)
+			}
+		}
 	}
 }

@@ -19,7 +19,7 @@ func psVerb() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ps",
 		Short: "List the calls that run and wait now",
-		Args:  cobra.NoArgs,
+		Args:  needs("", 0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := r.client()
 			if err != nil {
@@ -99,19 +99,4 @@ func oneLine(s string) string {
 		}
 		return r
 	}, client.Plain(s))
-}
-
-// age is how long ago something was. The clocks of two machines may differ.
-func age(d time.Duration) string {
-	d = max(d, 0)
-	switch {
-	case d < time.Second:
-		return fmt.Sprintf("%dms", d.Milliseconds())
-	case d < 10*time.Second:
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	case d < time.Hour:
-		return d.Truncate(time.Second).String()
-	default:
-		return strings.TrimSuffix(d.Truncate(time.Minute).String(), "0s")
-	}
 }

@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"example.com/hangup/internal/client"
 )
@@ -48,16 +46,6 @@ func (r *remote) client() (*client.Client, error) {
 		return nil, &exitError{exitUsage, err}
 	}
 	return c, nil
-}
-
-// terminal tells whether a stream of the program is one.
-func terminal(stream any) bool {
-	f, ok := stream.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 // completeWithin is how long a shell waits for completions; without a server
@@ -107,17 +95,4 @@ func completeCalls(ctx context.Context, c *client.Client) ([]string, error) {
 		words = append(words, client.Plain(fmt.Sprintf("%s\t%s, %s", call.ID, call.Name(), call.State)))
 	}
 	return words, err
-}
-
-// needs makes an argument check that says what is missing.
-func needs(what string, least, most int) cobra.PositionalArgs {
-	return func(_ *cobra.Command, args []string) error {
-		switch {
-		case len(args) < least:
-			return errors.New(what + " is missing")
-		case most > 0 && len(args) > most:
-			return fmt.Errorf("cannot use %q: one %s is enough", args[most], what)
-		}
-		return nil
-	}
 }

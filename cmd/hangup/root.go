@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -125,6 +128,51 @@ func configFlag(cmd *cobra.Command, path *string) {
 		}
 		return nil
 	}
+}
+
+// many is how many arguments needs allows where there is no bound.
+const many = math.MaxInt
+
+// needs makes an argument check that says what is missing or too much.
+func needs(what string, least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return errors.New(what + " is missing")
+		case most == 0 && len(args) > 0:
+			return fmt.Errorf("cannot use %q: %s takes flags only", args[0], cmd.Name())
+		case len(args) > most:
+			return fmt.Errorf("cannot use %q: one %s is enough", args[most], what)
+		}
+		return nil
+	}
+}
+
+// exclusive makes two flags of a verb exclude each other, in words for a person: cobra's,
+// which come later, speak of groups. The argument check of the verb must be set.
+func exclusive(cmd *cobra.Command, one, other string) {
+	cmd.MarkFlagsMutuallyExclusive(one, other) // for completion
+	arguments := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flags().Changed(one) && cmd.Flags().Changed(other) {
+			return fmt.Errorf("cannot use --%s with --%s: write one of them", one, other)
+		}
+		return arguments(cmd, args)
+	}
+}
+
+// printJSON prints one document as a line.
+func printJSON(w io.Writer, document any) error {
+	var line bytes.Buffer
+	e := json.NewEncoder(&line)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(document); err != nil {
+		return fmt.Errorf("cannot write the result: %w", err)
+	}
+	if _, err := w.Write(line.Bytes()); err != nil {
+		return fmt.Errorf("cannot write the result: %w", err)
+	}
+	return nil
 }
 
 // jsonFlag adds --json to a verb whose output a script would read.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,9 +22,9 @@ import (
 // runOptions are the flags of run.
 type runOptions struct {
 	remote
-	input, contentType, onHangup, key string
-	timeout                           time.Duration
-	stream, json                      bool
+	input, contentType string
+	timeout            time.Duration
+	stream, json       bool
 }
 
 func runVerb() *cobra.Command {
@@ -33,9 +32,10 @@ func runVerb() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run WORKLOAD[/TASK]",
 		Short: "Call a server; Ctrl-C hangs up",
-		Long: "Makes a call and writes its result to stdout as it arrives. Ctrl-C hangs up: the\n" +
-			"connection is closed at once, and the server ends the work with all its processes.\n" +
-			"Exits with 0 when the work is done, 1 when it failed, 130 after Ctrl-C.",
+		Long: "Makes a call and writes its result to stdout as it arrives, and all else to stderr.\n" +
+			"Ctrl-C hangs up: the connection is closed at once, and the server ends the work with\n" +
+			"all its processes. Exits with 0 when the work is done, 1 when it failed, 130 after\n" +
+			"Ctrl-C.",
 		Example: "  hangup run resize/fit --input '{\"width\": 1920, \"height\": 1080}'\n" +
 			"  hangup run thumbnail --input @photo.jpg > small.webp\n" +
 			"  jq .job file.json | hangup run resize/batch --input - --timeout 1m",
@@ -47,14 +47,11 @@ func runVerb() *cobra.Command {
 	f.StringVar(&o.input, "input", "", "the input: `JSON`, @FILE, or - for stdin (default none)")
 	f.StringVar(&o.contentType, "content-type", "", "the input's media `TYPE` (default application/json; of a @FILE not named .json application/octet-stream)")
 	f.DurationVar(&o.timeout, "timeout", 0, "end the work after this time; the workload's own may be shorter")
-	f.StringVar(&o.onHangup, "on-hangup", "", "what a hang-up does, if the workload allows it: `POLICY` is cancel, linger=30s or detach")
-	f.StringVar(&o.key, "idempotency-key", "", "a repeated `KEY` with the same input joins the call that has it, or gets its result")
-	f.BoolVar(&o.stream, "stream", false, "watch the call: what the work writes and how far it is, then the result")
+	f.BoolVar(&o.stream, "stream", false, "watch the call: what the work writes and how far it is on stderr, then the result on stdout")
 	f.BoolVar(&o.json, "json", false, "print one JSON document with the outcome; with --stream one a line for each event")
 	remoteFlags(cmd, &o.remote)
 	for name, words := range map[string][]string{
-		"on-hangup": {"cancel", "detach", "linger="}, "content-type": {"application/json", "application/octet-stream", "text/plain"},
-		"timeout": nil, "idempotency-key": nil,
+		"content-type": {"application/json", "application/octet-stream", "text/plain"}, "timeout": nil,
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
 			panic(err) // there is no such flag: a line above is wrong
@@ -113,11 +110,7 @@ func makeCall(cmd *cobra.Command, target string, o *runOptions) error {
 
 	var i *interrupted
 	if errors.As(err, &i) {
-		fate := "the server ends the call and all its processes"
-		if o.onHangup != "" && o.onHangup != "cancel" {
-			fate = "the call goes on, as --on-hangup " + o.onHangup + " has it"
-		}
-		err = fmt.Errorf("%v: hung up after %s; %s", i, seconds(time.Since(began)), fate)
+		err = fmt.Errorf("%v: hung up after %s; the server ends the call and all its processes", i, seconds(time.Since(began)))
 		if o.json && !o.stream {
 			_ = printJSON(cmd.OutOrStdout(), runDocument{Error: err.Error()}) // stderr has it, too
 		}
@@ -133,7 +126,7 @@ func makeCall(cmd *cobra.Command, target string, o *runOptions) error {
 
 // call takes in what is to be called. done gives the input back.
 func (o *runOptions) call(target string, stdin io.Reader) (call client.Call, done func(), err error) {
-	call = client.Call{Timeout: o.timeout, OnHangup: o.onHangup, Key: o.key, Stream: o.stream, ContentType: o.contentType}
+	call = client.Call{Timeout: o.timeout, Stream: o.stream, ContentType: o.contentType}
 	call.Workload, call.Task, _ = strings.Cut(target, "/")
 	done = func() {}
 	if call.Workload == "" {
@@ -142,10 +135,8 @@ func (o *runOptions) call(target string, stdin io.Reader) (call client.Call, don
 	if o.timeout < 0 {
 		return call, done, fmt.Errorf("cannot use --timeout %s: it must be above 0", o.timeout)
 	}
-	for name, value := range map[string]string{"content-type": o.contentType, "on-hangup": o.onHangup, "idempotency-key": o.key} {
-		if strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			return call, done, fmt.Errorf("cannot use --%s: it has a control character in it", name)
-		}
+	if strings.ContainsFunc(o.contentType, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return call, done, errors.New("cannot use --content-type: it has a control character in it")
 	}
 	kind := "application/json"
 	switch path, isFile := strings.CutPrefix(o.input, "@"); {
@@ -168,8 +159,8 @@ func (o *runOptions) call(target string, stdin io.Reader) (call client.Call, don
 		}
 	default:
 		if o.contentType == "" {
-			var any json.RawMessage
-			if err := json.Unmarshal([]byte(o.input), &any); err != nil {
+			var document json.RawMessage
+			if err := json.Unmarshal([]byte(o.input), &document); err != nil {
 				return call, done, fmt.Errorf("cannot use --input: it is no JSON (%v); a string needs quotes of its own, a file is written @FILE", err)
 			}
 		}
@@ -229,7 +220,7 @@ func (r *running) run(ctx context.Context, c *client.Client) error {
 		r.screen.end()
 		return printJSON(r.screen.stdout, r.document)
 	}
-	_, err = io.Copy(out{r.screen}, reply.Body)
+	_, err = io.Copy(r.screen, reply.Body)
 	if err == nil {
 		r.screen.finish()
 	}
@@ -309,7 +300,6 @@ func (r *running) printEvent(e client.Event) error {
 
 // content is what a result or a piece of output carries.
 type content struct {
-	Stream string          `json:"stream"`
 	JSON   json.RawMessage `json:"json"`
 	Text   string          `json:"text"`
 	Base64 []byte          `json:"base64"`
@@ -326,7 +316,8 @@ func (c content) bytes() []byte {
 	return []byte(c.Text)
 }
 
-// show shows an event to a person.
+// show shows an event to a person. Only the result goes to stdout, which may be a
+// file that it must be whole in.
 func (r *running) show(e client.Event) error {
 	var err error
 	switch e.Name {
@@ -346,35 +337,17 @@ func (r *running) show(e client.Event) error {
 		if len(line) == 1 && c.Left > 0 {
 			break
 		}
-		if c.Stream == "stderr" {
-			_, err = r.screen.write(r.screen.stderr, line)
-		} else {
-			_, err = r.screen.write(r.screen.stdout, line)
-		}
+		r.screen.output(line)
 	case "result":
 		var c content
 		if err := json.Unmarshal(e.Data, &c); err != nil {
 			return unreadable(e, err)
 		}
-		_, err = r.screen.write(r.screen.stdout, c.bytes())
+		_, err = r.screen.Write(c.bytes())
 	}
 	return err
 }
 
 func unreadable(e client.Event, err error) error {
 	return fmt.Errorf("cannot read the event %q of the server: %v", client.Plain(e.Name), err)
-}
-
-// printJSON prints one document as a line.
-func printJSON(w io.Writer, document any) error {
-	var line bytes.Buffer
-	e := json.NewEncoder(&line)
-	e.SetEscapeHTML(false)
-	if err := e.Encode(document); err != nil {
-		return fmt.Errorf("cannot write the result: %w", err)
-	}
-	if _, err := w.Write(line.Bytes()); err != nil {
-		return fmt.Errorf("cannot write the result: %w", err)
-	}
-	return nil
 }

@@ -46,18 +46,22 @@ func streams(events string) http.HandlerFunc {
 const begins = ": hello\n\nid: 1\nevent: queued\ndata: {\"call\":\"id-1\"}\n\nid: 2\nevent: started\ndata: {\"call\":\"id-1\",\"worker_pid\":7}\n\n" +
 	"id: 3\nevent: output\ndata: {\"call\":\"id-1\",\"stream\":\"stdout\",\"text\":\"to out\"}\n\n" +
 	"id: 4\nevent: output\ndata: {\"call\":\"id-1\",\"stream\":\"stderr\",\"base64\":\"/w==\",\"left_out\":12}\n\n" +
-	"id: 5\nevent: progress\ndata: {\"call\":\"id-1\",\"done\":1}\n\n:\n\n"
+	"id: 5\nevent: progress\ndata: {\"call\":\"id-1\",\"done\":1}\n\n:\n\n" +
+	"id: 6\nevent: progress\ndata: {\"call\":\"id-1\",\"done\":1}\n\nid: 7\nevent: progress\ndata: {\"call\":\"id-1\",\"done\":2}\n\n"
 
 func TestStream(t *testing.T) {
 	url := server(t, streams(begins+"event: result\ndata: {\"call\":\"id-1\",\"content_type\":\"application/json\",\"json\":{\"a\": 1}}\n\n"))
 	code, out, said := hangup(t, "", "run", "x", "--stream", "--url", url)
-	if code != 0 || out != "to out\n{\"a\": 1}" {
+	if code != 0 || out != "{\"a\": 1}" { // whole in a file
 		t.Errorf("exit %d, stdout %q", code, out)
 	}
-	for _, want := range []string{"x  id-1: queued after", "started after", "\xff\n", "12 bytes of output left out"} {
+	for _, want := range []string{"x  id-1: queued after", "started after", "to out\n", "\xff\n", "12 bytes of output left out", "x  id-1: done=1 after", "x  id-1: done=2 after"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("stderr %q lacks %q", said, want)
 		}
+	}
+	if n := strings.Count(said, "done="); n != 2 {
+		t.Errorf("the progress changed twice, and was told %d times: %q", n, said)
 	}
 	if strings.Contains(said, "\x1b") {
 		t.Errorf("stderr is no terminal, and got %q", said)
@@ -65,7 +69,7 @@ func TestStream(t *testing.T) {
 
 	code, out, said = hangup(t, "", "run", "x", "--stream", "--json", "--url", url)
 	lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
-	if code != 0 || len(lines) != 6 || said != "" {
+	if code != 0 || len(lines) != 8 || said != "" {
 		t.Fatalf("exit %d, %q, %q", code, lines, said)
 	}
 	var names []string
@@ -79,7 +83,7 @@ func TestStream(t *testing.T) {
 		}
 		names = append(names, e.Event)
 	}
-	if got := strings.Join(names, " "); got != "queued started output output progress result" {
+	if got := strings.Join(names, " "); got != "queued started output output progress progress progress result" {
 		t.Errorf("events: %s", got)
 	}
 }
@@ -89,13 +93,13 @@ func TestStreamOfOtherResults(t *testing.T) {
 		last, out, says string
 		code            int
 	}{
-		{"event: result\ndata: {\"content_type\":\"text/plain\",\"text\":\"hé\"}\n\n", "to out\nhé", "", 0},
-		{"event: result\ndata: {\"content_type\":\"image/x\",\"base64\":\"AAEC\"}\n\n", "to out\n\x00\x01\x02", "", 0},
-		{"event: problem\ndata: {\"type\":\"/problems/work-failed\",\"status\":500,\"detail\":\"no cat\",\"call\":\"id-1\"}\n\n", "to out\n", "no cat (500, call id-1)", 1},
-		{"", "to out\n", "broke off", 1},
-		{"event: result\ndata: {\"text\":\"half", "to out\n", "broke off", 1},
-		{"event: result\ndata: nonsense\n\n", "to out\n", `cannot read the event "result"`, 1},
-		{"event: news\ndata: {}\n\nevent: result\ndata: {\"text\":\"x\"}\n\n", "to out\nx", "", 0},
+		{"event: result\ndata: {\"content_type\":\"text/plain\",\"text\":\"hé\"}\n\n", "hé", "", 0},
+		{"event: result\ndata: {\"content_type\":\"image/x\",\"base64\":\"AAEC\"}\n\n", "\x00\x01\x02", "", 0},
+		{"event: problem\ndata: {\"type\":\"/problems/work-failed\",\"status\":500,\"detail\":\"no cat\",\"call\":\"id-1\"}\n\n", "", "no cat (500, call id-1)", 1},
+		{"", "", "broke off", 1},
+		{"event: result\ndata: {\"text\":\"half", "", "broke off", 1},
+		{"event: result\ndata: nonsense\n\n", "", `cannot read the event "result"`, 1},
+		{"event: news\ndata: {}\n\nevent: result\ndata: {\"text\":\"x\"}\n\n", "x", "", 0},
 	} {
 		code, out, said := hangup(t, "", "run", "x", "--stream", "--url", server(t, streams(begins+tt.last)))
 		if code != tt.code || out != tt.out || !strings.Contains(said, tt.says) {

@@ -5,21 +5,24 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"example.com/hangup/internal/client"
 )
 
-// screen is where a running call is shown: its output, and on a terminal a last
-// line that tells how long it has been going and is wiped before anything else is
-// written. That line has a goroutine, from begin to end.
+// screen is where a running call is shown: its result on stdout, all else on stderr. Where
+// that is a terminal, a last line tells how long it has been going, and is wiped before
+// anything else is written. That line has a goroutine, from begin to end.
 type screen struct {
 	stdout, stderr io.Writer
 	live           bool // stderr is a terminal
-	glued          bool // stdout is one too: the shell's prompt must not stick to the result
+	stdoutLive     bool // stdout is one: the shell's prompt must not stick to the result
 
 	mu     sync.Mutex
 	label  string
@@ -27,15 +30,25 @@ type screen struct {
 	detail string // of the last progress
 	began  time.Time
 	drawn  bool // the line is on the screen
-	inLine bool // the output stands in the middle of a line
+	inLine bool // the result stands in the middle of a line
 	stop   chan struct{}
 	once   sync.Once // closes stop
 	ended  sync.WaitGroup
 }
 
+// terminal tells whether a stream of the program is one.
+func terminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 func newScreen(stdout, stderr io.Writer, label string) *screen {
 	return &screen{
-		stdout: stdout, stderr: stderr, live: terminal(stderr), glued: terminal(stdout),
+		stdout: stdout, stderr: stderr, live: terminal(stderr), stdoutLive: terminal(stdout),
 		label: client.Plain(label), stop: make(chan struct{}),
 	}
 }
@@ -68,7 +81,7 @@ func (s *screen) begin() {
 func (s *screen) draw() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.inLine && s.glued {
+	if s.inLine && s.stdoutLive {
 		return
 	}
 	select {
@@ -106,20 +119,20 @@ func (s *screen) end() {
 	}
 }
 
-// finish ends the output of a call that is done.
+// finish ends the result of a call that is done.
 func (s *screen) finish() {
 	s.end()
-	if s.glued && s.inLine {
+	if s.stdoutLive && s.inLine {
 		io.WriteString(s.stdout, "\n")
 	}
 }
 
-// write writes a piece of output to one of the two streams.
-func (s *screen) write(w io.Writer, b []byte) (int, error) {
+// Write writes a piece of the result.
+func (s *screen) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wipe()
-	n, err := w.Write(b)
+	n, err := s.stdout.Write(b)
 	if err != nil {
 		return n, fmt.Errorf("cannot write the result: %w", err)
 	}
@@ -129,10 +142,14 @@ func (s *screen) write(w io.Writer, b []byte) (int, error) {
 	return n, nil
 }
 
-// out is stdout, with the line out of its way.
-type out struct{ *screen }
-
-func (o out) Write(b []byte) (int, error) { return o.write(o.stdout, b) }
+// output writes a line of what the work writes to stderr, whichever stream it was
+// written to. Without a reader of it, the result may still have one.
+func (s *screen) output(line []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wipe()
+	_, _ = s.stderr.Write(line)
+}
 
 // named adds the id of the call to the lines about it.
 func (s *screen) named(id string) {
@@ -145,15 +162,25 @@ func (s *screen) named(id string) {
 func (s *screen) note(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.tell(what)
+}
+
+// tell is note for who holds mu.
+func (s *screen) tell(what string) {
 	s.wipe()
 	fmt.Fprintf(s.stderr, "%s  %s: %s after %s\n", s.label, s.id, what, seconds(time.Since(s.began)))
 }
 
-// progress shows how far the work is.
+// progress shows how far the work is: in the last line where there is one, else in a
+// line of its own for each change.
 func (s *screen) progress(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	changed := s.detail != "  "+text
 	s.detail = "  " + text
+	if changed && !s.live {
+		s.tell(text)
+	}
 }
 
 // progressText is an object of JSON in one line: done=1 total=3.
@@ -173,12 +200,4 @@ func progressText(data []byte) string {
 		parts = append(parts, name+"="+string(members[name]))
 	}
 	return strings.ReplaceAll(client.Plain(strings.Join(parts, " ")), "\n", " ")
-}
-
-// seconds is a time for a person: to the tenth of a second below a minute.
-func seconds(d time.Duration) string {
-	if d < time.Minute {
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	}
-	return d.Round(time.Second).String()
 }

@@ -18,9 +18,9 @@ func serveVerb() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the service",
 		Long: "Runs the service of a config until SIGTERM or SIGINT, then drains; a second signal\n" +
-			"kills. SIGHUP reads the config again. The process you start becomes the supervisor, which may be PID 1; the server\n" +
-			"runs below it, and the workers below that. The log goes to stderr, a record a line.",
-		Args: cobra.NoArgs,
+			"kills. SIGHUP reads the config again. The process you start becomes the supervisor,\n" +
+			"which may be PID 1; the server runs below it, and the workers below that. The log\n" +
+			"goes to stderr, a record a line.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd, file) },
 	}
 	configFlag(cmd, &file)

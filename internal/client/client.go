@@ -45,17 +45,16 @@ type Options struct {
 
 // Client is a server to talk to.
 type Client struct {
-	shown    string // as the user wrote it, for errors
-	base     *url.URL
-	socket   string // the path of a unix socket, or ""
-	hasToken bool
-	token    string
-	http     http.Client
+	shown  string // as the user wrote it, for errors
+	base   *url.URL
+	socket string // the path of a unix socket, or ""
+	token  string // "" is none
+	http   http.Client
 }
 
 // New makes a client. It connects to nobody yet; an error is about the options.
 func New(o Options) (*Client, error) {
-	c := &Client{shown: o.URL, token: o.Token, hasToken: o.Token != ""}
+	c := &Client{shown: o.URL, token: o.Token}
 	if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, errors.New("cannot use the token: it has a space, a line break or another character that no token has; was it copied whole?")
 	}
@@ -125,9 +124,6 @@ func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, e
 // Close gives idle connections back.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// URL is the server's, as the user wrote it.
-func (c *Client) URL() string { return c.shown }
-
 // send sends a request and returns the reply, whatever its status. The segments
 // of the path are escaped.
 func (c *Client) send(ctx context.Context, method string, segments []string, query string, header http.Header, body io.Reader, size int64) (*http.Response, error) {
@@ -153,7 +149,7 @@ func (c *Client) send(ctx context.Context, method string, segments []string, que
 		r.Header[name] = values
 	}
 	r.Header.Set("User-Agent", "hangup")
-	if c.hasToken {
+	if c.token != "" {
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	reply, err := c.http.Do(r)

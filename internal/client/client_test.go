@@ -221,7 +221,7 @@ func TestRun(t *testing.T) {
 	c := open(t, Options{URL: s.URL + "/base/", Token: secret})
 	defer c.Close()
 	reply, err := c.Run(t.Context(), Call{
-		Workload: "a b", Task: "c?d/e", Input: strings.NewReader("in"), Size: -1, ContentType: "text/x", Timeout: time.Minute, OnHangup: "detach", Key: "k",
+		Workload: "a b", Task: "c?d/e", Input: strings.NewReader("in"), Size: -1, ContentType: "text/x", Timeout: time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -236,7 +236,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("%s %s", r.Method, r.URL.EscapedPath())
 	}
 	for name, want := range map[string]string{
-		"Authorization": "Bearer " + secret, "Content-Type": "text/x", "Call-Timeout": "1m0s", "On-Hangup": "detach", "Idempotency-Key": "k", "Accept": "",
+		"Authorization": "Bearer " + secret, "Content-Type": "text/x", "Call-Timeout": "1m0s", "Accept": "",
 	} {
 		if r.Header.Get(name) != want {
 			t.Errorf("%s: %q, want %q", name, r.Header.Get(name), want)

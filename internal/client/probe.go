@@ -51,62 +51,71 @@ type Trial struct {
 // HangUp makes a probe, hangs up on it at a moment, and asks the server what it
 // saw of that. The error says why it could not be tried.
 func (c *Client) HangUp(ctx context.Context, moment string) (Trial, error) {
-	t := Trial{Moment: moment}
 	var random [16]byte
 	rand.Read(random[:]) //nolint:errcheck // never fails
-	id := hex.EncodeToString(random[:])
-
 	caller, hangUp := context.WithCancel(ctx)
-	h := &held{began: make(chan struct{}), ended: make(chan struct{})}
+	p := &probing{
+		c: c, id: hex.EncodeToString(random[:]), trial: Trial{Moment: moment},
+		began: make(chan struct{}), ended: make(chan struct{}),
+	}
 	go func() {
-		defer close(h.ended)
-		h.err = c.hold(caller, id, moment, h.began)
+		defer close(p.ended)
+		p.err = c.hold(caller, p.id, moment, p.began)
 	}()
 	defer func() {
 		hangUp()
-		<-h.ended
+		<-p.ended
 	}()
+	err := p.hangUp(ctx, hangUp)
+	return p.trial, err
+}
 
-	state, err := c.await(ctx, &t, id, heldWithin, h, "held")
+// probing is a probe under way. Its caller has a goroutine of its own.
+type probing struct {
+	c     *Client
+	id    string
+	trial Trial         // what is known so far
+	began chan struct{} // closed: the reply has, and something of it came
+	ended chan struct{} // closed: err is set
+	err   error         // of the caller
+}
+
+// hangUp takes the probe from its start to the trial's result; leave is the hang-up.
+func (p *probing) hangUp(ctx context.Context, leave func()) error {
+	t := &p.trial
+	state, err := p.awaitHeld(ctx)
 	switch {
 	case err != nil:
-		return t, err
-	case state != "held" && moment == Sending && !t.Elsewhere:
+		return err
+	case state != "held" && t.Moment == Sending && !t.Elsewhere:
 		t.Result = Withheld
-		return t, nil
+		return nil
 	case state != "held":
 		t.Result, t.Elsewhere = Scattered, true
-		return t, nil
+		return nil
 	}
-	if moment == Streaming {
+	if t.Moment == Streaming {
 		select {
-		case <-h.began:
+		case <-p.began:
 		case <-time.After(replyWithin):
 			t.Buffered = true
-		case <-h.ended:
-			return t, h.err
+		case <-p.ended:
+			return p.err
 		}
 	}
 
-	hangUp()
+	leave()
 	at := time.Now()
-	state, err = c.await(ctx, &t, id, noticeWithin, nil, "left")
+	state, err = p.awaitLeft(ctx)
 	switch {
 	case err != nil:
-		return t, err
+		return err
 	case state == "left":
 		t.Result, t.Took = Noticed, time.Since(at)
 	default:
 		t.Result = Unnoticed
 	}
-	return t, nil
-}
-
-// held is a probe under way: its caller, in a goroutine of its own.
-type held struct {
-	began chan struct{} // closed: the reply has, and something of it came
-	ended chan struct{} // closed: err is set
-	err   error
+	return nil
 }
 
 // hold is the caller of a probe. It returns when the probe has ended, or ctx.
@@ -152,51 +161,78 @@ func (n never) Read([]byte) (int, error) {
 	return 0, n.ctx.Err()
 }
 
-// await asks for the state of a probe until it is the one that is wanted, the
-// probe has ended by itself (if h is not nil), or the time is over, and returns
-// the last state told.
-func (c *Client) await(ctx context.Context, t *Trial, id string, within time.Duration, h *held, want string) (string, error) {
-	var ended <-chan struct{}
-	if h != nil {
-		ended = h.ended
-	}
-	last := ""
+// awaitHeld asks until the server holds the probe, and returns the last state told. It
+// ends early with the probe, whose error tells more than that of a question.
+func (p *probing) awaitHeld(ctx context.Context) (last string, err error) {
 	next := time.NewTicker(pollEach)
 	defer next.Stop()
-	deadline := time.After(within)
+	deadline := time.After(heldWithin)
 	for {
-		var one struct{ State string }
-		header, err := c.ask(ctx, http.MethodGet, &one, "probes", id)
-		if header != nil {
-			t.Server, t.Via = Plain(header.Get("Server")), Plain(header.Get("Via"))
-		}
-		var p *Problem
+		state, err := p.ask(ctx)
 		switch {
-		case err == nil && one.State == want:
-			return want, nil
-		case err == nil:
-			last = one.State
-		case errors.As(err, &p) && p.Slug() == "not-found":
-			// Before it is held it may only be on its way.
-			t.Elsewhere = t.Elsewhere || last != "" || want == "left"
-		case h == nil:
-			return last, err
-		default:
+		case err != nil:
 			select {
-			case <-ended: // which tells more
-				return last, h.err
+			case <-p.ended:
+				return last, p.err
 			case <-time.After(askTimeout):
 				return last, err
 			}
+		case state == "held":
+			return state, nil
+		case state != "":
+			last = state
+		case last != "": // before it is known it may only be on its way
+			p.trial.Elsewhere = true
 		}
 		select {
 		case <-next.C:
-		case <-ended:
-			return last, h.err
+		case <-p.ended:
+			return last, p.err
 		case <-deadline:
 			return last, nil
 		case <-ctx.Done():
 			return last, context.Cause(ctx)
 		}
 	}
+}
+
+// awaitLeft asks until the server has seen the hang-up, and returns the last state told.
+func (p *probing) awaitLeft(ctx context.Context) (last string, err error) {
+	next := time.NewTicker(pollEach)
+	defer next.Stop()
+	deadline := time.After(noticeWithin)
+	for {
+		state, err := p.ask(ctx)
+		switch {
+		case err != nil:
+			return last, err
+		case state == "left":
+			return state, nil
+		case state != "":
+			last = state
+		default:
+			p.trial.Elsewhere = true
+		}
+		select {
+		case <-next.C:
+		case <-deadline:
+			return last, nil
+		case <-ctx.Done():
+			return last, context.Cause(ctx)
+		}
+	}
+}
+
+// ask asks for the state of the probe; "" is a server that does not know it.
+func (p *probing) ask(ctx context.Context) (state string, err error) {
+	var one struct{ State string }
+	header, err := p.c.ask(ctx, http.MethodGet, &one, "probes", p.id)
+	if header != nil {
+		p.trial.Server, p.trial.Via = Plain(header.Get("Server")), Plain(header.Get("Via"))
+	}
+	var unknown *Problem
+	if errors.As(err, &unknown) && unknown.Slug() == "not-found" {
+		return "", nil
+	}
+	return one.State, err
 }

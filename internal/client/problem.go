@@ -75,7 +75,7 @@ func (c *Client) problem(reply *http.Response) error {
 	if err != nil || p == nil {
 		return fmt.Errorf("cannot read the reply of %s: %s, and its problem document broke off", c.shown, Plain(reply.Status))
 	}
-	p.Retry, p.Token = Plain(reply.Header.Get("Retry-After")), c.hasToken
+	p.Retry, p.Token = Plain(reply.Header.Get("Retry-After")), c.token != ""
 	p.QueueMs, p.RunMs = timings(reply.Header.Get("Server-Timing"))
 	if p.Status == 0 {
 		p.Status = reply.StatusCode

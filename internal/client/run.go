@@ -19,8 +19,6 @@ type Call struct {
 	Size           int64     // of the input; -1: unknown
 	ContentType    string
 	Timeout        time.Duration // 0: the workload's
-	OnHangup       string        // "": cancel
-	Key            string        // Idempotency-Key; "": none
 	Stream         bool          // ask for events
 }
 
@@ -44,8 +42,6 @@ func (c *Client) Run(ctx context.Context, call Call) (*Reply, error) {
 		}
 	}
 	set("Content-Type", call.ContentType)
-	set("On-Hangup", call.OnHangup)
-	set("Idempotency-Key", call.Key)
 	if call.Timeout > 0 {
 		set("Call-Timeout", call.Timeout.String())
 	}

@@ -104,6 +104,17 @@ func local(addr string) bool {
 	return err == nil && ip.Unmap().IsLoopback()
 }
 
+// Exposes is an error where to serve address, as it would stand in Listen, lets anyone
+// on another machine run work: it can be reached from there, and there are no tokens. A
+// config does not pass with such an address in Listen; a server may be handed one by a
+// service manager.
+func (c *Config) Exposes(address string) error {
+	if c.Auth.Off || len(c.Auth.Tokens) > 0 || local(address) {
+		return nil
+	}
+	return fmt.Errorf("%s can be reached from other machines, and anyone could run work: add auth.tokens, or write `auth: none` if that is meant", address)
+}
+
 const (
 	labelSyntax    = `[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?`
 	hostNameSyntax = `^` + labelSyntax + `([.]` + labelSyntax + `)*$`

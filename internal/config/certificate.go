@@ -26,8 +26,7 @@ var file = textAs(fragment{MinLength: 1, form: "file"}, func(d *decoder, s strin
 // checkTLS sees that both files are given or none, and loads them.
 func (d *decoder) checkTLS(c *Config) {
 	whole, given := d.given["tls"]
-	_, cert := d.given["tls.cert"]
-	_, key := d.given["tls.key"]
+	cert, key := !d.missing("tls.cert"), !d.missing("tls.key")
 	if !cert || !key {
 		missing := "cert"
 		if cert {

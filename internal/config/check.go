@@ -24,7 +24,6 @@ func (d *decoder) check(c *Config) {
 func (d *decoder) checkListen(c *Config) {
 	_, tokensGiven := d.given["auth.tokens"]
 	faultyTokens := tokensGiven && len(d.faults) > 0 // they are told of, and will be there
-	anyone := len(c.Auth.Tokens) == 0 && !faultyTokens && !c.Auth.Off
 	first := map[string]bool{}
 	for i, addr := range c.Listen {
 		at := fmt.Sprintf("listen[%d]", i)
@@ -35,8 +34,8 @@ func (d *decoder) checkListen(c *Config) {
 			d.faultAt(at, "%s stands in the list already: remove one", addr)
 		}
 		first[addr] = true
-		if anyone && !local(addr) {
-			d.faultAt(at, "%s can be reached from other machines, and anyone could run work: add auth.tokens, or write `auth: none` if that is meant", addr)
+		if err := c.Exposes(addr); err != nil && !faultyTokens {
+			d.faultAt(at, "%v", err)
 		}
 	}
 }
@@ -71,8 +70,13 @@ func names(ws []Workload) []string {
 
 func (d *decoder) checkWorkload(w *Workload) {
 	path := join("workloads", w.Name)
-	if _, given := d.given[join(path, "command")]; !given {
+	if d.missing(join(path, "command")) {
 		d.fault(d.given[path].key, "%s: command is missing: write the argv that starts a worker, as [python3, worker.py]", path)
+	}
+	if len(w.Command) > 0 {
+		if wrong := w.lookProgram(); wrong != "" {
+			d.warnAt(path+".command[0]", "%s", wrong)
+		}
 	}
 	for i, name := range w.PassEnv {
 		at := fmt.Sprintf("%s.pass_env[%d]", path, i)

@@ -208,16 +208,17 @@ func Parse(file string, data []byte) (*Config, error) {
 	if len(faults) > 0 {
 		return nil, faults
 	}
-	c := defaults()
+	c := Default()
 	c.File, c.Dir = file, filepath.Dir(abs)
 
-	d := &decoder{src: src, dir: c.Dir, given: map[string]entry{}}
+	d := &decoder{src: src, dir: c.Dir, given: map[string]entry{}, meant: map[string]bool{}}
 	schema(&c).take(d, "", root)
 	d.check(&c)
 	if len(d.faults) > 0 {
 		d.faults.sort()
 		return nil, d.faults
 	}
+	d.odd.sort()
 	c.Warnings = d.odd
 	return &c, nil
 }

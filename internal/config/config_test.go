@@ -63,6 +63,10 @@ var faultCases = []struct {
 	{work + "drian: 8s\n", []string{`2:1: unknown key "drian": did you mean drain?`}},
 	{work + "zzz: 8s\n", []string{`2:1: unknown key "zzz": it must be listen, tls,`}},
 	{inWorkload("wokers: 2"), []string{`3:5: unknown key "wokers" in workloads.w: did you mean workers?`}},
+	{"workloads:\n  w: {comand: [a]}\n", []string{`2:7: unknown key "comand" in workloads.w: did you mean command?`}}, // and no word of one that is missing
+	{"workloads:\n  w: {zzz: [a]}\n", []string{"2:3: workloads.w: command is missing", `2:7: unknown key "zzz"`}},
+	{work + "auth: {tokens: [{nmae: a, sha256: " + digestA + ", allow: [execute]}]}\n", []string{`2:18: unknown key "nmae" in auth.tokens[0]: did you mean name?`}},
+	{work + "tls: {cert: a, kye: b}\n", []string{`2:16: unknown key "kye" in tls: did you mean key?`}},
 	{inWorkload("startTimeout: 2s"), []string{`3:5: unknown key "startTimeout" in workloads.w: did you mean start_timeout?`}},
 	{work + "limits: {bdoy: 1MiB}\n", []string{`2:10: unknown key "bdoy" in limits: did you mean body?`}},
 	{work + "drain: 8s\nlog:\n  level: info\ndrain: 9s\n", []string{`5:1: key "drain" stands in line 2 already: remove one`}},
@@ -142,7 +146,7 @@ var faultCases = []struct {
 	{work + "listen: [\"[::]:80\"]\nauth: {tokens: []}\n", []string{"2:10: listen[0]: [::]:80 can be reached"}},
 	{work + "auth: open\n", []string{`2:7: auth: cannot be "open": it must be none, or tokens`}},
 	{work + "auth: {none: true}\n", []string{`2:8: unknown key "none" in auth: it must be tokens`}},
-	{work + "listen: [\":80\"]\nauth:\n  tokens:\n    - {name: a, sha256: abc, allow: [execute]}\n", []string{"5:25: auth.tokens[0].sha256: must be the SHA-256 of the token, 64 hex digits"}},
+	{work + "listen: [\":80\"]\nauth:\n  tokens:\n    - {name: a, sha256: abc, allow: [execute]}\n", []string{"5:25: auth.tokens[0].sha256: must be the SHA-256 of a token of your own, 64 hex digits"}},
 	{work + "auth: {tokens: [{sha256: " + digestA + ", allow: [execute]}]}\n", []string{"2:17: auth.tokens[0]: name is missing"}},
 	{work + "auth: {tokens: [{}]}\n", []string{"2:17: auth.tokens[0]: name is missing", "2:17: auth.tokens[0]: sha256 is missing", "2:17: auth.tokens[0]: allow is missing"}},
 	{work + "auth: {tokens: [{name: a, sha256: " + digestA + ", allow: [exec]}]}\n", []string{`2:109: auth.tokens[0].allow[0]: cannot be "exec": did you mean execute?`}},
@@ -391,7 +395,7 @@ workloads:
     on_hangup: {allow: [cancel], result_ttl: 5m}
     recycle: {calls: 0, age: 0s, memory: 0}
     limits: {memory: 0, pids: 0, cpus: 0, output: 1_000, files: 16}
-  a: {command: [/bin/a, "5"]}
+  a: {command: [/bin/sh, "5"]}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -418,7 +422,7 @@ workloads:
 		want.Auth.Tokens[0].SHA256[i], want.Auth.Tokens[1].SHA256[i] = 0xaa, 0xbb
 	}
 	a := defaultWorkload("a", dir)
-	a.Command, a.Workers = []string{"/bin/a", "5"}, runtime.NumCPU()
+	a.Command, a.Workers = []string{"/bin/sh", "5"}, runtime.NumCPU()
 	want.Workloads = []Workload{{
 		Name: "b", Kind: "worker", Command: []string{"sh", "-c", "exec worker\n"}, Dir: filepath.Join(dir, "work"),
 		Env: map[string]string{"MODE": "fast", "EMPTY": ""}, PassEnv: []string{"DATABASE_URL"},
@@ -435,13 +439,49 @@ workloads:
 // A variable that is not there is told of, and no fault: serve may have it.
 func TestPassEnvAbsent(t *testing.T) {
 	t.Setenv("HERE", "")
-	c, err := Parse("hangup.yaml", []byte(inWorkload("pass_env: [HERE, CONFIG_TEST_ABSENT]")))
+	c, err := Parse("hangup.yaml", []byte("workloads:\n  w:\n    pass_env: [HERE, CONFIG_TEST_ABSENT]\n    command: [sh]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := "hangup.yaml:3:22: workloads.w.pass_env[1]: CONFIG_TEST_ABSENT is not in the environment of this process: workers start without it"
 	if len(c.Warnings) != 1 || c.Warnings[0].Error() != want {
 		t.Errorf("got %v, want %s", c.Warnings, want)
+	}
+}
+
+// So is a program that is not where the workers will look for it.
+func TestProgramAbsent(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"work/run": 0o755, "work/plain": 0o644, "bin/tool": 0o755} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("#!/bin/sh\n"), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", filepath.Join(dir, "bin"))
+	for _, tt := range []struct{ command, more, want string }{
+		{"tool", "", ""},
+		{"nosuchprog", "", `cannot find the program "nosuchprog" in the PATH of the workers, which is "` + filepath.Join(dir, "bin") + `": no worker can start`},
+		{"plain", "env: {PATH: .}", `cannot find the program "plain" in the PATH of the workers, which is "."`},
+		{"run", "env: {PATH: \"/nowhere:.\"}", ""},
+		{"tool", "env: {PATH: /nowhere}", `cannot find the program "tool" in the PATH of the workers, which is "/nowhere"`},
+		{"./run", "", ""},
+		{filepath.Join(dir, "bin/tool"), "", ""},
+		{"./tool", "", `cannot find the program "` + filepath.Join(dir, "work/tool") + `" (no such file or directory): no worker can start`},
+		{"../work/plain", "", `"` + filepath.Join(dir, "work/plain") + `" is not executable`},
+		{"./", "", `"` + filepath.Join(dir, "work") + `" is a directory`},
+	} {
+		c, err := Parse(filepath.Join(dir, "hangup.yaml"), []byte("workloads:\n  w:\n    dir: work\n    command: ["+tt.command+"]\n    "+tt.more+"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		for _, w := range c.Warnings {
+			got += w.Error()
+		}
+		if before := filepath.Join(dir, "hangup.yaml") + ":4:15: workloads.w.command[0]: "; tt.want == "" && got != "" || tt.want != "" && !strings.HasPrefix(got, before+tt.want) {
+			t.Errorf("%s, %s: %q, want %q", tt.command, tt.more, got, tt.want)
+		}
 	}
 }
 

@@ -15,8 +15,9 @@ type decoder struct {
 	src    *source
 	dir    string           // relative paths start here
 	given  map[string]entry // what the file says, by path
+	meant  map[string]bool  // paths of keys that it probably says, with a slip
 	faults Faults
-	odd    []Fault // and no reason to refuse the file
+	odd    Faults // and no reason to refuse the file
 }
 
 // entry is one key and its value as written; key is nil for a list's element.
@@ -119,6 +120,9 @@ func object(keys ...key) value {
 				continue
 			}
 			d.fault(e.key, "unknown key %s%s: %s", quote(name), in(path), remedy(name, names))
+			if near := nearest(name, names); near != "" {
+				d.meant[join(path, near)] = true
+			}
 		}
 	}}
 }
@@ -206,6 +210,13 @@ func some[T any](p parser[[]T], why string) parser[[]T] {
 func (d *decoder) fault(n ast.Node, format string, args ...any) {
 	p := position(n)
 	d.faults = append(d.faults, d.src.fault(p.Line, p.Column, format, args...))
+}
+
+// missing tells whether the file lacks the key at path. One written with a slip has been
+// told of, and is there.
+func (d *decoder) missing(path string) bool {
+	_, given := d.given[path]
+	return !given && !d.meant[path]
 }
 
 // faultAt reports a fault in the value at path, which the file gives.

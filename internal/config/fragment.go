@@ -94,7 +94,7 @@ func Schema() []byte {
 
 // published is the schema of a whole file, with its defaults.
 func published() fragment {
-	c := defaults()
+	c := Default()
 	f := schema(&c).schema
 	f.Title = "The config of hangup"
 	return f

@@ -4,6 +4,14 @@ import "strings"
 
 // remedy names the word that was likely meant, else all that there are.
 func remedy(wrong string, words []string) string {
+	if best := nearest(wrong, words); best != "" {
+		return "did you mean " + best + "?"
+	}
+	return "it must be " + anyOf(words)
+}
+
+// nearest is the word that was likely meant, or "".
+func nearest(wrong string, words []string) string {
 	best, bestDistance := "", 3 // a slip or two
 	for _, w := range words {
 		if d := distance(plain(wrong), plain(w)); d < min(bestDistance, len(w)) {
@@ -19,10 +27,7 @@ func remedy(wrong string, words []string) string {
 			}
 		}
 	}
-	if best != "" {
-		return "did you mean " + best + "?"
-	}
-	return "it must be " + anyOf(words)
+	return best
 }
 
 // plain leaves only what people do not mix up.

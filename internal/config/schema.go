@@ -13,8 +13,8 @@ import (
 	"github.com/goccy/go-yaml/ast"
 )
 
-// defaults is a config file that says nothing.
-func defaults() Config {
+// Default is a config file that says nothing, and so lacks the workloads.
+func Default() Config {
 	return Config{
 		Listen:      []string{"127.0.0.1:8080"},
 		Limits:      Limits{Body: 16 << 20, BodyTimeout: 30 * time.Second, Connections: 10_000, Streams: 100, Hangups: Hangups{Burst: 2000, PerMinute: 600}},
@@ -96,7 +96,7 @@ func workload(w *Workload) value {
 			"kind", "How the program is driven. worker: a long-lived program that speaks the worker protocol. http, command and terminal are not available in this version.",
 			set(&w.Kind, without(oneOf("worker", "http", "command", "terminal"), ": only worker is", "http", "command", "terminal")),
 		},
-		key{"command", "The argv that starts a worker; there is no shell unless you write one.", must(&w.Command, command)},
+		key{"command", "The argv that starts a worker; there is no shell unless you write one. A program that is not there is told by check and in the log.", must(&w.Command, command)},
 		key{"dir", "The worker's working directory, which must exist. A relative path starts at the folder of the config file.", set(&w.Dir, folder)},
 		key{"env", "Variables of the worker's environment, which has nothing else but PATH, HOME, LANG, TZ, HANGUP_* and what pass_env names.", env(&w.Env)},
 		key{"pass_env", "Names of variables that are taken from the server's own environment. One that is not there is left out, with a warning by check and in the log.", set(&w.PassEnv, unique(list(variable)))},
@@ -298,7 +298,7 @@ var tokens = func() parser[[]Token] {
 			r := row(&t)
 			r.take(d, path, n)
 			for _, name := range r.schema.Required {
-				if _, given := d.given[join(path, name)]; !given {
+				if d.missing(join(path, name)) {
 					d.fault(n, "%s: %s is missing: a token needs name, sha256 and allow", path, name)
 				}
 			}
@@ -310,7 +310,7 @@ var tokens = func() parser[[]Token] {
 var digest = textAs(fragment{Pattern: "^[0-9A-Fa-f]{64}$", form: "64 hex digits"}, func(_ *decoder, s string) (sum [32]byte, wrong string) {
 	b, err := hex.DecodeString(s)
 	if err != nil || len(b) != len(sum) {
-		return sum, fmt.Sprintf("must be the SHA-256 of the token, %d hex digits: printf %%s \"$TOKEN\" | sha256sum", 2*len(sum))
+		return sum, fmt.Sprintf("must be the SHA-256 of a token of your own, %d hex digits: printf %%s \"$TOKEN\" | sha256sum", 2*len(sum))
 	}
 	return [32]byte(b), ""
 })

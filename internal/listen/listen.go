@@ -132,9 +132,8 @@ func (s *Set) Prepare(ctx context.Context, c *config.Config) (*Change, error) {
 	s.mu.Unlock()
 	if s.inherited {
 		for _, address := range order { // nobody has looked at it with this config
-			if c.Exposes(address) {
-				return nil, fmt.Errorf("cannot serve the inherited socket %s: it can be reached from other machines, and anyone could run work: "+
-					"add auth.tokens, or write `auth: none` if that is meant", address)
+			if err := c.Exposes(address); err != nil {
+				return nil, fmt.Errorf("cannot serve the inherited socket: %w", err)
 			}
 		}
 		ch.open, ch.order = now, order
