@@ -190,7 +190,7 @@ type parting struct {
 
 // alone tells whether the work has no family. Whether all of a tree dies does not
 // depend on how the caller came: by TCP it has one.
-func (p *parting) alone() bool { return p.light || p.transport.name != plainTCP.name }
+func (p *parting) alone() bool { return p.light || p.secure || p.h2 || p.local }
 
 // path is the work that is left.
 func (p *parting) path() string {
@@ -225,7 +225,7 @@ func (p *parting) run() time.Duration {
 	if call.WorkerPid != 0 {
 		tree = p.tree(call.WorkerPid)
 	}
-	listens := p.manner.name == halfClose.name || p.manner.name == stays.name || p.reset != nil // it reads below
+	listens := p.manner.reads || p.reset != nil // it reads below
 	if p.at == replying {
 		p.must(p.caller.head("200"))
 		if !listens {
@@ -501,8 +501,8 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 	}
 	input := fmt.Sprintf(`{"seconds": %v, "nonce": %q, "times": %d}`, seconds, nonce, times)
 	e.left.Add(1)
-	if m.name == rst.name && at == 0 {
-		e.unseen.Add(1) // a reset takes along what the server has not read
+	if m.loses && at == 0 {
+		e.unseen.Add(1)
 	}
 	io.WriteString(c, request("/execute/"+pool+"/answers", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(input)), input))
 	if at == 2 {
@@ -511,7 +511,7 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 		time.Sleep(pause) // the timing is the test: nothing is waited for
 	}
 	m.leave(c)
-	if m.name != halfClose.name || at == 2 {
+	if !m.reads || at == 2 {
 		return
 	}
 	// It may have been replied to before: then with its own.
