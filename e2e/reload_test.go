@@ -465,9 +465,13 @@ func TestReloadUnderLoad(t *testing.T) {
 	broken := []string{"", "workloads: {}\n", "\x00", "workloads:\n" + version(7) + "  x: {}\n", "listen: [192.0.2.1:1]\nauth: none\nworkloads:\n" + version(8), "spool: {dir: /nowhere}\nworkloads:\n" + version(9)}
 	// The address and the token of the callers are in all of them.
 	settings := [][]string{
-		{"", everywhere}, {"", "hosts: [a.example]", "hosts: [b.example, c.example]"}, {"", "trusted_proxies: [192.0.2.1]"},
+		{"", everywhere},
+		{"", "hosts: [a.example]", "hosts: [b.example, c.example]"},
+		{"", "trusted_proxies: [192.0.2.1]"},
 		{"", tokens("first", "second"), tokens("second", "third")},
-		{"", "limits: {body: 1MiB}"}, {"", "spool: {max: 1MiB}"}, {"", "drain: 9s"},
+		{"", "limits: {body: 1MiB}"},
+		{"", "spool: {max: 1MiB}"},
+		{"", "drain: 9s"},
 	}
 	good, workloads := 0, version(1)+other
 	for range reloads {
