@@ -9,9 +9,10 @@ TOOL    := $(GO) tool -modfile=tools/go.mod
 # The rooms whose tests start processes.
 PROCESS_ROOMS := ./internal/reap/... ./internal/proc/... ./internal/kind/... ./internal/daemon/... ./worker/... ./e2e/...
 STRESS_COUNT  ?= 20
+CALLERS       ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test docs stress lint bench rename clean need-go need-git need-python need-race need-strace
+.PHONY: help demo run build test docs stress patience lint bench rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +42,9 @@ lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 		echo "not as gofumpt formats it (run: $(TOOL) gofumpt -w .):"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
+
+patience: need-go need-python need-race ## CALLERS=100000 callers who stay, over every transport: none is cancelled
+	HANGUP_TEST_CALLERS=$(CALLERS) $(GO) test -count=1 -timeout 90m ./e2e -run Patience -v
 
 docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.schema.json, docs/states.md
 	$(GO) test -count=1 ./internal/config -run Published -update

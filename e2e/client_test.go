@@ -243,16 +243,18 @@ func TestClientDoctorHost(t *testing.T) {
 }
 
 // way runs doctor --url and returns its findings, by their names.
-func (s *server) way(url string, code int) map[string]string {
-	s.t.Helper()
-	c := s.cli("doctor", "--json", "--url", url).start()
+func (s *server) way(t *testing.T, url string, code int) map[string]string {
+	t.Helper()
+	c := s.cli("doctor", "--json", "--url", url)
+	c.t = t
+	c.start()
 	c.end(code)
 	var all struct {
 		OK       bool
 		Findings []struct{ Check, Verdict, Detail, Remedy string }
 	}
 	if err := json.Unmarshal(c.stdout.Bytes(), &all); err != nil || all.OK != (code == 0) {
-		s.t.Fatalf("%v: %s %s", err, &c.stdout, &c.stderr)
+		t.Fatalf("%v: %s %s", err, &c.stdout, &c.stderr)
 	}
 	found := map[string]string{}
 	for _, f := range all.Findings {
@@ -271,19 +273,19 @@ func TestClientDoctorWay(t *testing.T) {
 		}
 	}
 
-	direct := s.way(s.url, 0)
+	direct := s.way(t, s.url, 0)
 	for _, check := range []string{"while waiting", "while streaming", "while sending"} {
 		expect(direct, check, "ok", "noticed within")
 	}
 	expect(direct, "proxy", "ok", "none says")
 
-	hiding := s.way(hidingProxy(t, s.url), 1)
+	hiding := s.way(t, hidingProxy(t, s.url), 1)
 	expect(hiding, "while waiting", "missing", "proxy_ignore_client_abort off")
 	expect(hiding, "while streaming", "missing", "proxy_buffering off")
 	expect(hiding, "while sending", "weaker", "proxy_request_buffering off")
 	expect(hiding, "proxy", "ok", "nginx/1.0")
 
-	several := s.way(severalServers(t, s.url), 0)
+	several := s.way(t, severalServers(t, s.url), 0)
 	expect(several, "while waiting", "ok", "noticed within")
 	expect(several, "servers", "weaker", "several servers")
 	if n := len(s.calls()); n != 0 {

@@ -95,9 +95,10 @@ var largeBody = sync.OnceValue(func() string { return strconv.Quote(strings.Repe
 var patience = []struct {
 	name  string
 	calls int
+	rare  bool // it costs more than it tells
 	stay  func(p *patient, n string) error
 }{
-	{"keep-alive with pauses", 5, func(p *patient, n string) error {
+	{"keep-alive with pauses", 5, false, func(p *patient, n string) error {
 		for i := range 5 {
 			nonce := n + strconv.Itoa(i)
 			time.Sleep(20 * time.Millisecond)
@@ -107,18 +108,18 @@ var patience = []struct {
 		}
 		return nil
 	}},
-	{"slow body", 1, func(p *patient, n string) error {
+	{"slow body", 1, false, func(p *patient, n string) error {
 		head, body, _ := strings.Cut(answers("py", "", n, 0), "\r\n\r\n")
 		return errors.Join(p.send(10*time.Millisecond, append([]string{head + "\r\n\r\n"}, strings.Split(body, "")...)...), p.expect(n))
 	}},
-	{"slow chunks", 1, func(p *patient, n string) error {
+	{"slow chunks", 1, false, func(p *patient, n string) error {
 		parts := []string{request("/execute/py/echo", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n", "")}
 		for _, c := range strconv.Quote(n) {
 			parts = append(parts, "1\r\n", string(c), "\r\n")
 		}
 		return errors.Join(p.send(10*time.Millisecond, append(parts, "0\r\n", "\r\n")...), p.expect(strconv.Quote(n)))
 	}},
-	{"100-continue", 1, func(p *patient, n string) error {
+	{"100-continue", 1, false, func(p *patient, n string) error {
 		head, body, _ := strings.Cut(answers("py", "Expect: 100-continue\r\n", n, 0), "\r\n\r\n")
 		if err := p.send(0, head+"\r\n\r\n"); err != nil {
 			return err
@@ -130,29 +131,29 @@ var patience = []struct {
 		_, err = p.in.ReadString('\n')
 		return errors.Join(err, p.send(0, body), p.expect(n))
 	}},
-	{"pipelined", 3, func(p *patient, n string) error {
+	{"pipelined", 3, false, func(p *patient, n string) error {
 		err := p.send(0, answers("py", "", n+"a", 0.05)+answers("py", "", n+"b", 0.01)+answers("py", "", n+"c", 0))
 		return errors.Join(err, p.expect(n+"a"), p.expect(n+"b"), p.expect(n+"c"))
 	}},
-	{"pipelined byte by byte", 2, func(p *patient, n string) error {
+	{"pipelined byte by byte", 2, false, func(p *patient, n string) error {
 		next := answers("py", "", n+"b", 0)
 		err := p.send(time.Millisecond, append([]string{answers("py", "", n+"a", 0.1)}, strings.Split(next, "")...)...)
 		return errors.Join(err, p.expect(n+"a"), p.expect(n+"b"))
 	}},
-	{"60 KiB behind", 2, func(p *patient, n string) error {
+	{"60 KiB behind", 2, false, func(p *patient, n string) error {
 		body := strconv.Quote(strings.Repeat("x", 60_000))
 		next := request("/execute/py/echo", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(body)), body)
 		return errors.Join(p.send(20*time.Millisecond, answers("py", "", n, 0.1), next), p.expect(n), p.expect(body))
 	}},
-	{"8 MiB after 8 MiB", 2, func(p *patient, n string) error {
+	{"8 MiB after 8 MiB", 2, true, func(p *patient, n string) error {
 		body := largeBody()
 		next := request("/execute/py/echo", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(body)), body)
 		return errors.Join(p.send(0, next), p.expect(body), p.send(0, next), p.expect(body))
 	}},
-	{"long poll", 1, func(p *patient, n string) error {
+	{"long poll", 1, false, func(p *patient, n string) error {
 		return errors.Join(p.send(0, answers("py", "", n, 0.2)), p.expect(n))
 	}},
-	{"stream with pauses", 1, func(p *patient, n string) error {
+	{"stream with pauses", 1, false, func(p *patient, n string) error {
 		body := `{"parts": 5, "size": 1000, "pause": 0.05}`
 		err := p.send(0, request("/execute/py/stream", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(body)), body))
 		return errors.Join(err, p.expect(strings.Repeat("x", 5000)))
@@ -161,11 +162,12 @@ var patience = []struct {
 
 // streams are the ways of patient callers over HTTP/2.
 var streams = []struct {
-	name  string
-	calls int
-	stay  func(h *h2conn, n string) error
+	name    string
+	calls   int
+	givesUp int // calls beside those
+	stay    func(h *h2conn, n string) error
 }{
-	{"one after the other", 5, func(h *h2conn, n string) error {
+	{"one after the other", 5, 0, func(h *h2conn, n string) error {
 		for i := range 5 {
 			if err := h.answers(fmt.Sprint(n, i), 0, nil); err != nil {
 				return err
@@ -173,7 +175,7 @@ var streams = []struct {
 		}
 		return nil
 	}},
-	{"at once", 8, func(h *h2conn, n string) error {
+	{"at once", 8, 0, func(h *h2conn, n string) error {
 		failed := make(chan error, 8)
 		for i := range 8 {
 			go func() { failed <- h.answers(fmt.Sprint(n, i), 0.02*float64(i), nil) }()
@@ -184,10 +186,10 @@ var streams = []struct {
 		}
 		return errors.Join(all...)
 	}},
-	{"slow body", 1, func(h *h2conn, n string) error {
+	{"slow body", 1, 0, func(h *h2conn, n string) error {
 		return h.answers(n, 0, func() { time.Sleep(time.Millisecond) }) // what a slow caller does
 	}},
-	{"beside one that is given up", 1, func(h *h2conn, n string) error {
+	{"beside one that is given up", 1, 1, func(h *h2conn, n string) error {
 		s, err := h.request("POST", "/execute/py/echo", false, "content-length", "10")
 		if err != nil {
 			return err
@@ -196,7 +198,7 @@ var streams = []struct {
 		go func() { given <- s.cancel() }()
 		return errors.Join(h.answers(n, 0.05, nil), <-given)
 	}},
-	{"settings, pings and priorities meanwhile", 1, func(h *h2conn, n string) error {
+	{"settings, pings and priorities meanwhile", 1, 0, func(h *h2conn, n string) error {
 		return h.answers(n, 0, func() {
 			h.frame(func() error {
 				return errors.Join(h.out.WritePing(false, [8]byte{1}), h.out.WriteSettings(),
@@ -204,7 +206,7 @@ var streams = []struct {
 			})
 		})
 	}},
-	{"a window that is shut for a while", 1, func(h *h2conn, n string) error {
+	{"a window that is shut for a while", 1, 0, func(h *h2conn, n string) error {
 		body := `{"parts": 8, "size": 100000, "pause": 0.01}`
 		s, err := h.request("POST", "/execute/py/stream", false, "content-type", "application/json")
 		if err != nil {
@@ -301,13 +303,11 @@ func stayAll(t *testing.T, s *server, ways []transport, callers int) {
 					return
 				}
 				tr, k := ways[n%len(ways)], n/len(ways)
-				name, made, err := stay(s, tr, k, fmt.Sprintf("n%d-", n))
+				made, up, err := stay(s, tr, k, fmt.Sprintf("n%d-", n))
 				calls.Add(int64(made))
-				if name == "beside one that is given up" {
-					givenUp.Add(1)
-				}
+				givenUp.Add(int64(up))
 				if err != nil {
-					t.Errorf("%s: %s: %.1000v", tr.name, name, err)
+					t.Errorf("%s: %.1000v", tr.name, err)
 				}
 			}
 		})
@@ -324,13 +324,14 @@ func stayAll(t *testing.T, s *server, ways []transport, callers int) {
 	}
 }
 
-// stay has the k-th caller come by tr, and returns how it stayed and how many calls it made.
-func stay(s *server, tr transport, k int, n string) (name string, calls int, err error) {
+// stay has the k-th caller come by tr, and returns how many calls it made, and how many
+// more it gave up.
+func stay(s *server, tr transport, k int, n string) (calls, givenUp int, err error) {
 	if tr.h2 {
 		way := streams[k%len(streams)]
 		c, err := tr.dial(s)
 		if err != nil {
-			return way.name, way.calls, err
+			return 0, 0, err
 		}
 		defer c.Close()
 		h, err := newH2(c)
@@ -338,18 +339,24 @@ func stay(s *server, tr transport, k int, n string) (name string, calls int, err
 			h.patience = time.Minute // as with newPatient
 			err = way.stay(h, n)
 		}
-		return way.name, way.calls, err
+		if err != nil {
+			err = fmt.Errorf("%s: %w", way.name, err)
+		}
+		return way.calls, way.givesUp, err
 	}
 	way := patience[k%len(patience)]
-	if way.name == "8 MiB after 8 MiB" && k%1000 >= len(patience) {
-		way = patience[0] // so much costs more than it tells
+	if way.rare && k%1000 >= len(patience) {
+		way = patience[0]
 	}
 	p, err := tr.patient(s)
 	if err == nil {
 		err = way.stay(p, n)
 		p.Close()
 	}
-	return way.name, way.calls, err
+	if err != nil {
+		err = fmt.Errorf("%s: %w", way.name, err)
+	}
+	return way.calls, 0, err
 }
 
 // TestKeepAlive: a connection whose call went wrong is closed, or the next reply

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -56,10 +55,14 @@ func newH2(c net.Conn) (*h2conn, error) {
 	h := &h2conn{Conn: c, patience: proctest.Patience, out: http2.NewFramer(c, nil), window: 65535, initial: 65535, streams: map[uint32]*h2stream{}, last: 1<<32 - 1}
 	h.changed = sync.NewCond(&h.mu)
 	h.hpack = hpack.NewEncoder(&h.block)
-	if _, err := io.WriteString(c, http2.ClientPreface); err != nil {
+	// In one write: net/http gives up who is not there with its settings 2 s behind the preface.
+	var first bytes.Buffer
+	first.WriteString(http2.ClientPreface)
+	opening := http2.NewFramer(&first, nil)
+	if err := errors.Join(opening.WriteSettings(), opening.WriteWindowUpdate(0, 1<<30)); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(h.out.WriteSettings(), h.out.WriteWindowUpdate(0, 1<<30)); err != nil {
+	if _, err := c.Write(first.Bytes()); err != nil {
 		return nil, err
 	}
 	go h.read()

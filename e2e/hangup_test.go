@@ -193,7 +193,7 @@ type parting struct {
 
 // alone tells whether the work has no family. Whether all of a tree dies does not
 // depend on how the caller came: by TCP it has one.
-func (p *parting) alone() bool { return p.light || p.task != "" || p.transport.name != plainTCP.name }
+func (p *parting) alone() bool { return p.light || p.task != "" || p.secure || p.h2 || p.local }
 
 // path is the work that is left.
 func (p *parting) path() string {
@@ -212,7 +212,7 @@ func (p *parting) path() string {
 func (p *parting) run() time.Duration {
 	before := p.s.known()
 	call, tree := p.begin()
-	listens := p.manner.name == halfClose.name || p.manner.name == stays.name || p.reset != nil // it reads below
+	listens := p.manner.reads || p.reset != nil // it reads below
 	if p.at == replying && !listens {
 		p.caller.drain()
 	}
@@ -535,8 +535,8 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 	}
 	input := fmt.Sprintf(`{"seconds": %v, "nonce": %q, "times": %d}`, seconds, nonce, times)
 	e.left.Add(1)
-	if m.name == rst.name && at == 0 {
-		e.unseen.Add(1) // a reset takes along what the server has not read
+	if m.loses && at == 0 {
+		e.unseen.Add(1)
 	}
 	io.WriteString(c, request("/execute/"+pool+"/answers", fmt.Sprintf("Content-Type: application/json\r\nContent-Length: %d\r\n", len(input)), input))
 	if at == 2 {
@@ -545,7 +545,7 @@ func (e *edge) leave(s *server, pool string, at int, nonce string, random *rand.
 		time.Sleep(pause) // the timing is the test: nothing is waited for
 	}
 	m.leave(c)
-	if m.name != halfClose.name || at == 2 {
+	if !m.reads || at == 2 {
 		return
 	}
 	// It may have been replied to before: then with its own.

@@ -28,6 +28,7 @@ type proxy struct {
 	argv         func(dir, file string) []string // to run it in the foreground
 	old, changed string                          // a change to that config; none if old is ""
 	h2           bool                            // callers come by HTTP/2
+	h2Only       bool                            // and cannot come otherwise
 	hides        string                          // the departures, while the call runs, that do not get through
 }
 
@@ -69,9 +70,9 @@ func (p proxy) as(name, old, changed string) proxy {
 	return p
 }
 
-// overH2 has callers come by HTTP/2.
+// overH2 has all callers come by HTTP/2.
 func (p proxy) overH2() proxy {
-	p.h2 = true
+	p.h2, p.h2Only = true, true
 	return p
 }
 
@@ -257,6 +258,7 @@ func TestProxies(t *testing.T) {
 		nginx.as("nginx, from HTTP/2", "0.0.0.0:80", "0.0.0.0:80 http2").overH2(),
 		nginx.as("nginx that ignores it", "proxy_ignore_client_abort off", "proxy_ignore_client_abort on").hiding("FIN RST"),
 		haproxy,
+		haproxy.as("haproxy that asks for readiness", "#: ", ""),
 		haproxy.as("haproxy, from HTTP/2", "0.0.0.0:80", "0.0.0.0:80 proto h2").overH2(),
 		haproxy.as("haproxy without abortonclose", "option abortonclose", "").hiding("FIN RST"),
 		nghttpx,
@@ -273,7 +275,28 @@ func TestProxies(t *testing.T) {
 					})
 				}
 			}
+			if !p.h2Only { // without TLS doctor speaks HTTP/1.1
+				t.Run("doctor", func(t *testing.T) { p.diagnose(t, s, addr) })
+			}
 		})
+	}
+}
+
+// diagnose has doctor find out what gets through the proxy, which must be the truth.
+func (p proxy) diagnose(t *testing.T, s *server, addr string) {
+	want := map[string]string{"while waiting": "ok", "while streaming": "ok", "while sending": "ok"}
+	code := 0
+	if strings.Contains(p.hides, byFIN.name) { // by which doctor leaves
+		want["while waiting"], code = "missing", 1
+	}
+	found := s.way(t, "http://"+addr, code)
+	for check, verdict := range want {
+		if !strings.HasPrefix(found[check], verdict+": ") {
+			t.Errorf("%s is %q, want %s", check, found[check], verdict)
+		}
+		if verdict == "missing" && !strings.Contains(found[check], p.old) {
+			t.Errorf("%s: the remedy in %q is not %q", check, found[check], p.old)
+		}
 	}
 }
 

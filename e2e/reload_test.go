@@ -29,7 +29,12 @@ func version(n int) string {
 // configure writes a config without having it read.
 func (s *server) configure(workloads string, settings ...string) {
 	s.t.Helper()
-	s.config(strings.Join(settings, "\n") + "\nworkloads:\n" + workloads)
+	rest := strings.Join(settings, "\n") + "\nworkloads:\n" + workloads
+	if slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "listen:") }) {
+		s.write("hangup.yaml", rest)
+		return
+	}
+	s.config(rest)
 }
 
 // hangup has the server read its config, and returns the record of what came of it.
@@ -116,6 +121,15 @@ func (s *server) send(path, body string, header ...string) int {
 	io.Copy(io.Discard, reply.Body)
 	reply.Body.Close()
 	return reply.StatusCode
+}
+
+// tokens is a setting by which each of these secrets may call.
+func tokens(secrets ...string) string {
+	var list []string
+	for _, secret := range secrets {
+		list = append(list, fmt.Sprintf("{name: %s, sha256: %x, allow: [execute]}", secret, sha256.Sum256([]byte(secret))))
+	}
+	return "auth: {tokens: [" + strings.Join(list, ", ") + "]}"
 }
 
 type lists = map[string]string
@@ -231,9 +245,6 @@ func TestReload(t *testing.T) {
 	}
 
 	// The next token is another, and the one before it is none.
-	tokens := func(secret string) string {
-		return fmt.Sprintf("auth: {tokens: [{name: t, sha256: %x, allow: [execute]}]}", sha256.Sum256([]byte(secret)))
-	}
 	s.reload(lists{"keys": "auth drain"}, version(3)+other, tokens("first"))
 	for range 2 { // the same connection, most likely
 		for secret, code := range map[string]int{"first": http.StatusOK, "second": http.StatusUnauthorized} {
@@ -443,7 +454,7 @@ func TestReloadUnderLoad(t *testing.T) {
 				default:
 				}
 				nonce := fmt.Sprintf(`"%d-%d"`, i, made[i])
-				reply, body, err := s.try("/execute/"+pool+"/late_echo", nonce)
+				reply, body, err := s.tryAs("second", "/execute/"+pool+"/late_echo", nonce)
 				if err != nil || reply.StatusCode != http.StatusOK || body != nonce {
 					t.Errorf("call %s to %s: %v %q %v", nonce, pool, reply, body, err)
 					return
@@ -452,7 +463,16 @@ func TestReloadUnderLoad(t *testing.T) {
 		})
 	}
 	broken := []string{"", "workloads: {}\n", "\x00", "workloads:\n" + version(7) + "  x: {}\n", "listen: [192.0.2.1:1]\nauth: none\nworkloads:\n" + version(8), "spool: {dir: /nowhere}\nworkloads:\n" + version(9)}
-	settings := []string{"", "hosts: [a.example]", "limits: {body: 1MiB}", "spool: {max: 1MiB}", "drain: 9s"}
+	// The address and the token of the callers are in all of them.
+	settings := [][]string{
+		{"", everywhere},
+		{"", "hosts: [a.example]", "hosts: [b.example, c.example]"},
+		{"", "trusted_proxies: [192.0.2.1]"},
+		{"", tokens("first", "second"), tokens("second", "third")},
+		{"", "limits: {body: 1MiB}"},
+		{"", "spool: {max: 1MiB}"},
+		{"", "drain: 9s"},
+	}
 	good, workloads := 0, version(1)+other
 	for range reloads {
 		if rand.IntN(3) > 0 {
@@ -465,7 +485,11 @@ func TestReloadUnderLoad(t *testing.T) {
 				workloads += strings.Replace(other, "other", "extra", 1)
 			}
 		}
-		s.configure(workloads, settings[rand.IntN(len(settings))])
+		var some []string
+		for _, choice := range settings {
+			some = append(some, choice[rand.IntN(len(choice))])
+		}
+		s.configure(workloads, some...)
 		good++
 		s.hangup("reloaded")
 	}

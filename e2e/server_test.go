@@ -256,7 +256,20 @@ func (s *server) post(path, input string) (*http.Response, string) {
 
 // try is post for calls that may end without a reply.
 func (s *server) try(path, input string) (*http.Response, string, error) {
-	reply, err := s.client.Post(s.url+path, "application/json", strings.NewReader(input))
+	return s.tryAs("", path, input)
+}
+
+// tryAs is try with a token, if it is not "".
+func (s *server) tryAs(token, path, input string) (*http.Response, string, error) {
+	r, err := http.NewRequest(http.MethodPost, s.url+path, strings.NewReader(input))
+	if err != nil {
+		return nil, "", err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	reply, err := s.client.Do(r)
 	if err != nil {
 		return nil, "", err
 	}

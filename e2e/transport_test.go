@@ -32,12 +32,13 @@ type transport struct {
 	name   string
 	secure bool // only of a server with a certificate
 	h2     bool
+	local  bool // a unix socket, which knows no RST
 	dial   func(*server) (net.Conn, error)
 }
 
 var (
 	plainTCP  = transport{name: "TCP", dial: (*server).dialTCP}
-	plainUnix = transport{name: "unix socket", dial: (*server).dialUnix}
+	plainUnix = transport{name: "unix socket", local: true, dial: (*server).dialUnix}
 	plainH2   = transport{name: "h2c", h2: true, dial: (*server).dialTCP}
 	secureTCP = transport{name: "TLS", secure: true, dial: func(s *server) (net.Conn, error) { return s.dialTLS("http/1.1") }}
 	secureH2  = transport{name: "h2", secure: true, h2: true, dial: func(s *server) (net.Conn, error) { return s.dialTLS("h2") }}
@@ -122,16 +123,18 @@ type manner struct {
 	name  string
 	leave func(net.Conn)
 	reset func(*h2stream) // in place of leave: the connection stays
+	away  func(*h2conn)   // in place of leave: says so before
+	reads bool            // it can still read what comes, to the end of the connection
+	loses bool            // it takes along what the server has not read
 }
 
 var (
 	fin       = manner{name: "FIN", leave: func(c net.Conn) { c.Close() }}
-	rst       = manner{name: "RST", leave: func(c net.Conn) { socket(c).(*net.TCPConn).SetLinger(0); socket(c).Close() }}
-	halfClose = manner{name: "half-close", leave: func(c net.Conn) { socket(c).(interface{ CloseWrite() error }).CloseWrite() }}
-	stays     = manner{name: "stays", leave: func(net.Conn) {}} // to break the bound is enough
+	rst       = manner{name: "RST", leave: func(c net.Conn) { socket(c).(*net.TCPConn).SetLinger(0); socket(c).Close() }, loses: true}
+	halfClose = manner{name: "half-close", leave: func(c net.Conn) { socket(c).(interface{ CloseWrite() error }).CloseWrite() }, reads: true}
+	stays     = manner{name: "stays", leave: func(net.Conn) {}, reads: true} // to break the bound is enough
 	rstStream = manner{name: "RST_STREAM", reset: func(s *h2stream) { s.cancel() }}
-	goAway    = manner{name: "GOAWAY and FIN", leave: func(c net.Conn) {
-		h := c.(*h2conn)
+	goAway    = manner{name: "GOAWAY and FIN", away: func(h *h2conn) {
 		h.frame(func() error { return h.out.WriteGoAway(0, http2.ErrCodeNo, nil) })
 		h.Close()
 	}}
@@ -144,7 +147,7 @@ func (tr transport) manners() []manner {
 	switch {
 	case tr.h2:
 		return []manner{rstStream, fin, rst, halfClose, goAway}
-	case tr.name == plainUnix.name:
+	case tr.local:
 		return []manner{fin, halfClose} // it has no other
 	default:
 		return manners
@@ -271,8 +274,8 @@ func (c *h2caller) leave(m manner) {
 	switch {
 	case m.reset != nil:
 		m.reset(c.stream)
-	case m.name == goAway.name:
-		m.leave(c.conn)
+	case m.away != nil:
+		m.away(c.conn)
 	default:
 		m.leave(c.conn.Conn)
 	}

@@ -292,7 +292,7 @@ func TestBudgetBehindAProxy(t *testing.T) {
 
 // Streams that are opened and reset cost as many calls as the budget has. Then the
 // connection ends, though nobody waits for the replies that say so.
-func TestRapidReset(t *testing.T) {
+func TestResetStreamsAreCharged(t *testing.T) {
 	const burst, late = 20, 2 // a charge comes right behind the end of its call
 	g := serve(t, func(ctx context.Context, c *call.Call) error {
 		<-ctx.Done()

@@ -62,7 +62,7 @@ func schema(c *Config) value {
 		key{"limits", "Bounds of the whole server.", object(
 			key{"body", "The input of one call, in bytes; a larger one gets 413.", set(&c.Limits.Body, size(1))},
 			key{"body_timeout", "How long a whole input may take to arrive; then 408.", set(&c.Limits.BodyTimeout, duration(true))},
-			key{"connections", "Connections open at once; those beyond are closed.", set(&c.Limits.Connections, whole(1, MaxConnections))},
+			key{"connections", "Connections open at once. Beyond that the one that has waited longest without a request makes room for a new one; where none waits, the new one is closed.", set(&c.Limits.Connections, whole(1, MaxConnections))},
 			key{"streams", "Requests under way at once on one HTTP/2 connection.", set(&c.Limits.Streams, whole(1, MaxStreams))},
 			key{"hangups", "What each caller may hang up on: a hang-up costs a worker. Who does it more often gets 429 until its budget has grown again.", object(
 				key{"burst", "Hang-ups at once; 0: without limit.", set(&c.Limits.Hangups.Burst, whole(0, MaxHangups))},

@@ -1,11 +1,11 @@
 // Package daemon is the service: it puts the rooms together, runs them until it
 // is told to end, and takes them apart again in the right order.
 //
-// It is the only package that knows all the others. What it does itself is the
-// drain: unready at once, no new calls, the running ones get their time, then
-// the stop sequence; a second signal kills at once. And it is the reload
-// (reload.go), which touches nothing but what has changed, for which it keeps the
-// set of all pools (pools.go).
+// It is the only package that knows every room a call goes through. What it does
+// itself is the drain: unready at once, no new calls, the running ones get their
+// time, then the stop sequence; a second signal kills at once. And it is the
+// reload (reload.go), which touches nothing but what has changed, for which it
+// keeps the set of all pools (pools.go).
 package daemon
 
 import (

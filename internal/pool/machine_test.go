@@ -103,6 +103,43 @@ func TestIllegalInputsChangeNothing(t *testing.T) {
 	}
 }
 
+// TestStartedInVain: a worker that becomes ready just as its pool is retired and its start
+// given up is not kept, because nobody will need it.
+func TestStartedInVain(t *testing.T) {
+	now := time.Now()
+	m := newMachine(Options{Limit: 1, QueueWait: time.Second})
+	var w *worker
+	for _, row := range []struct {
+		what what
+		want action
+	}{
+		{retryNow, launch},
+		{retire, abort},
+		{workerStarted, stop},
+		{workerStopped, ""},
+	} {
+		effects, err := m.step(input{what: row.what, worker: w, ok: true, now: now})
+		if err != nil {
+			t.Fatalf("%s: %v", row.what, err)
+		}
+		var did action
+		for _, e := range effects {
+			if e.do != change {
+				did += e.do
+			}
+		}
+		if did != row.want {
+			t.Errorf("%s: the pool does %q, want %q", row.what, did, row.want)
+		}
+		if w == nil {
+			w = m.workers[0]
+		}
+	}
+	if !m.ended() {
+		t.Error("the pool goes on")
+	}
+}
+
 // world drives a machine as the loop does, with everything that may happen
 // happening in any order, and keeps a count of its own.
 type world struct {
