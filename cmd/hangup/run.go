@@ -92,7 +92,7 @@ func makeCall(cmd *cobra.Command, target string, o *runOptions) error {
 
 	began := time.Now()
 	r := &running{call: call, asJSON: o.json, screen: newScreen(cmd.OutOrStdout(), cmd.ErrOrStderr(), target)}
-	ended := make(chan error, 1)
+	ended, stuck := make(chan error, 1), false
 	go func() { ended <- r.run(ctx, c) }()
 	select {
 	case err = <-ended:
@@ -101,17 +101,20 @@ func makeCall(cmd *cobra.Command, target string, o *runOptions) error {
 		cancel(i) // which closes the connection
 		select {
 		case <-ended:
-		case <-time.After(lastWords): // nobody reads the output
+		case <-time.After(lastWords):
+			stuck = true // nobody reads the output
 		case <-signals:
+			stuck = true
 		}
 		err = i
 	}
+	signal.Stop(signals) // from now on another one ends the program
 	r.screen.end()
 
 	var i *interrupted
 	if errors.As(err, &i) {
 		err = fmt.Errorf("%v: hung up after %s; the server ends the call and all its processes", i, seconds(time.Since(began)))
-		if o.json && !o.stream {
+		if o.json && !o.stream && !stuck {
 			_ = printJSON(cmd.OutOrStdout(), runDocument{Error: err.Error()}) // stderr has it, too
 		}
 		return &exitError{i.code(), err}

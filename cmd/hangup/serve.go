@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"example.com/hangup/internal/config"
@@ -30,6 +32,7 @@ func serveVerb() *cobra.Command {
 // serve is called twice: by the user, when it puts the supervisor in its own
 // place, and by the supervisor, when it is the server.
 func serve(cmd *cobra.Command, file string) error {
+	signal.Ignore(syscall.SIGHUP) // while there is no config yet that could be read again; this outlives exec
 	shim, err := proc.FindShim()
 	if err != nil {
 		return err
@@ -53,10 +56,24 @@ func serve(cmd *cobra.Command, file string) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more is no reason to end
 	c, err := config.Load(file)
 	if err != nil {
-		return configFaults(cmd, err)
+		return configFaults(cmd, forLog(err))
 	}
 	return daemon.Run(cmd.Context(), daemon.Options{
 		Config: c, Shim: shim, Supervisor: supervisor,
 		Signals: signals, Reloads: reloads, Stderr: cmd.ErrOrStderr(), Version: version(),
 	})
+}
+
+// forLog is what is wrong with a config without its lines: they may hold what is not
+// for a log.
+func forLog(err error) error {
+	var faults config.Faults
+	if !errors.As(err, &faults) {
+		return err
+	}
+	bare := slices.Clone(faults)
+	for i := range bare {
+		bare[i].Excerpt = ""
+	}
+	return bare
 }

@@ -63,10 +63,17 @@ func (c *Client) Calls(ctx context.Context, all bool) ([]Record, error) {
 	return kept, nil
 }
 
+// shortID is how short an id may be, in bytes: what an unset variable of a script
+// leaves must not be that of somebody's call.
+const shortID = 4
+
 // Cancel cancels a call and returns it as it was then. An id may be shortened to
 // a beginning or an end of it that only one call has which has not ended.
 func (c *Client) Cancel(ctx context.Context, id string) (Record, error) {
 	var r Record
+	if len(id) < shortID {
+		return r, fmt.Errorf("cannot tell which call %q is: write its id, or at least %d characters of it", id, shortID)
+	}
 	_, err := c.ask(ctx, http.MethodDelete, &r, "calls", id)
 	var p *Problem
 	if err == nil || !errors.As(err, &p) || p.Slug() != "no-such-call" {

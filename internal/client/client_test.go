@@ -312,8 +312,8 @@ func TestCancel(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch id := strings.TrimPrefix(r.URL.Path, "/calls/"); {
 		case r.URL.Path == "/calls":
-			io.WriteString(w, `{"calls":[{"id":"0001-aa","state":"running"},{"id":"0002-ba","state":"queued"},{"id":"0003-cc","state":"ended"}]}`)
-		case id == "0001-aa" || id == "0002-ba":
+			io.WriteString(w, `{"calls":[{"id":"0001-aaaa","state":"running"},{"id":"0002-baaa","state":"queued"},{"id":"0002-dddd","state":"queued"},{"id":"0003-cccc","state":"ended"}]}`)
+		case id == "0001-aaaa" || id == "0002-baaa":
 			gone = append(gone, id)
 			w.WriteHeader(202)
 			fmt.Fprintf(w, `{"id":%q}`, id)
@@ -323,13 +323,17 @@ func TestCancel(t *testing.T) {
 	}))
 	defer s.Close()
 	c := open(t, Options{URL: s.URL})
-	for id, want := range map[string]string{"0001-aa": "0001-aa", "aa": "0001-aa", "0002": "0002-ba", "cc": "", "zz": "", "a": "", "000": ""} {
+	for id, want := range map[string]string{
+		"0001-aaaa": "0001-aaaa", "aaaa": "0001-aaaa", "0002-b": "0002-baaa", "0002": "", "cccc": "", "zzzz": "", "": "", "1-a": "", "0003": "",
+	} {
 		gone = nil
 		r, err := c.Cancel(t.Context(), id)
 		if (err == nil) != (want != "") || r.ID != want || strings.Join(gone, " ") != want {
 			t.Errorf("%s: %+v, %v, cancelled %q", id, r, err, gone)
 		}
 	}
-	_, err := c.Cancel(t.Context(), "a")
-	says(t, err, "0001-aa, 0002-ba", "write more")
+	_, err := c.Cancel(t.Context(), "0002")
+	says(t, err, "0002-baaa, 0002-dddd", "write more")
+	_, err = c.Cancel(t.Context(), "")
+	says(t, err, "at least 4 characters")
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 )
 
 // check looks at what each key cannot see by itself.
@@ -37,6 +38,9 @@ func (d *decoder) checkListen(c *Config) {
 		if err := c.Exposes(addr); err != nil && !faultyTokens {
 			d.faultAt(at, "%v", err)
 		}
+	}
+	if c.TLS.On() && !slices.ContainsFunc(c.Listen, func(a string) bool { return !strings.HasPrefix(a, "unix:") }) {
+		d.warnAt("tls", "is used by no address of listen: a unix socket never has TLS")
 	}
 }
 

@@ -18,6 +18,11 @@ import (
 // shownText is how many characters of a value a message repeats.
 const shownText = 60
 
+var secrets = regexp.MustCompile(`^workloads[.][^.]*[.]env[.]|^auth[.]`)
+
+// secret tells whether what stands at path is not for messages, which end in logs.
+func secret(path string) bool { return secrets.MatchString(path) }
+
 // text reads a string. A number or a truth value is refused: which text was
 // meant, 010 or 8, only its author knows.
 var text = parser[string]{
@@ -30,7 +35,11 @@ var text = parser[string]{
 		case *ast.LiteralNode:
 			s = n.Value.Value
 		case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.NullNode, *ast.InfinityNode, *ast.NanNode:
-			d.fault(n, `%s: must be text, not %s: write "%s" with its quotes`, path, describe(n), clip(raw(n)))
+			if secret(path) {
+				d.fault(n, "%s: must be text, not a number or a truth value: write it with quotes", path)
+			} else {
+				d.fault(n, `%s: must be text, not %s: write "%s" with its quotes`, path, describe(n), clip(raw(n)))
+			}
 			return "", false
 		default:
 			d.fault(n, "%s: must be text, not %s", path, describe(n))

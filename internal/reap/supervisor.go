@@ -57,6 +57,7 @@ func Supervise(argv []string) int {
 	s := &supervisor{conn: conn, reaper: reaper}
 	reaper.exited = s.exited
 	conn.Send(Hello{Version: ProtocolVersion, Build: Build})
+	signal.Ignore(unix.SIGHUP) // so does the server, until it says otherwise
 	if s.server, err = startServer(argv, pair[1], handed()); err != nil {
 		os.Stderr.WriteString("hangup-shim: cannot start " + argv[0] + ": " + err.Error() + "\n")
 		if err == unix.ENOENT {
@@ -64,6 +65,7 @@ func Supervise(argv []string) int {
 		}
 		return 126
 	}
+	signal.Notify(signals, unix.SIGHUP)
 	unix.Close(pair[1])
 	reaper.spare = s.server
 	return s.loop(signals, receive(conn), deaths)
