@@ -30,6 +30,7 @@ type load struct {
 	took     time.Duration
 	times    []time.Duration // of those that were answered as they should be, in order
 	failures map[string]int
+	seconds  []int // how many were answered in each second
 }
 
 // rate is the goodput: right replies a second.
@@ -92,6 +93,10 @@ func together(s *server, n int, run func(i int, call func(due time.Time))) load 
 					l.failures[err.Error()]++
 				} else {
 					l.times = append(l.times, took)
+					for second := int(time.Since(began).Seconds()); len(l.seconds) <= second; {
+						l.seconds = append(l.seconds, 0)
+					}
+					l.seconds[int(time.Since(began).Seconds())]++
 				}
 			})
 		})

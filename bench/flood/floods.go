@@ -32,10 +32,10 @@ type flood struct {
 var floods = []flood{
 	{"slow headers", false, "header bytes", 10_000, slowHeaders},
 	{"resets", false, "streams", 4, resets},
-	{"resets, deaf", false, "streams", 4, deafResets},
+	{"deaf resets", false, "streams", 4, deafResets},
 	{"resets over TLS", true, "streams", 4, resets},
 	{"connects", false, "connections", 4, connects},
-	{"connects, TLS", true, "handshakes", 4, handshakes},
+	{"handshakes", true, "handshakes", 4, handshakes},
 	{"hang-ups", false, "calls", 16, hangUps},
 }
 

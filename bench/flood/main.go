@@ -156,7 +156,7 @@ func measureOne(dir string, f flood, start func(dir string, secure bool) (*serve
 	if len(in.failures)+len(inClosed.failures)+len(rest.failures) > 0 || closedErr != nil {
 		remarks = append(remarks, fmt.Sprintf("%s: calls that failed: at rest %v, in the flood %v, in the closed loop %v", s.name, rest.failures, in.failures, inClosed.failures))
 	}
-	remarks = append(remarks, fmt.Sprintf("%s: the flooder: %s", s.name, what))
+	remarks = append(remarks, fmt.Sprintf("%s: the flooder: %s; calls answered in each second of the flood: %v", s.name, what, in.seconds))
 	if countsAfter != nil {
 		budget := hangupsBurst + hangupsPerMinute*took.Minutes()
 		remarks = append(remarks, fmt.Sprintf("%s: calls of the flooder: %s; workers started: %.0f in %.0f s, the budget is %.0f",

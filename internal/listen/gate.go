@@ -52,7 +52,8 @@ func room(c *config.Config, emit event.Sink) int {
 // gate counts the connections and knows which of them wait: have no request that is
 // being served. Those make room when there are too many.
 type gate struct {
-	emit event.Sink
+	emit  event.Sink
+	pacer *pacer
 
 	mu     sync.Mutex
 	limit  int
@@ -66,14 +67,14 @@ type gate struct {
 type guest struct {
 	gate  *gate
 	conn  net.Conn // what the http.Server has
-	raw   net.Conn // below TLS: closing it does not wait for the peer
+	raw   *conn    // below TLS: closing it does not wait for the peer
 	calls int      // requests being served; over HTTP/2 there may be several
 	queue *list.List
 	place *list.Element // in queue; nil while calls > 0
 }
 
 func newGate(emit event.Sink) *gate {
-	return &gate{emit: emit, guests: map[net.Conn]*guest{}}
+	return &gate{emit: emit, pacer: &pacer{paces: map[string]*pace{}}, guests: map[net.Conn]*guest{}}
 }
 
 func (g *gate) setLimit(limit int) {
@@ -84,7 +85,7 @@ func (g *gate) setLimit(limit int) {
 
 // enter lets a connection in, for which another one may have to go. Where all others
 // are being served, it is closed instead.
-func (g *gate) enter(conn, raw net.Conn) bool {
+func (g *gate) enter(conn net.Conn, raw *conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.guests) >= g.limit {
@@ -182,13 +183,19 @@ func (s *Set) Handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if one, ok := r.Context().Value(guestKey{}).(*guest); ok {
 			one.begin()
-			defer one.end()
+			defer func() {
+				if w.Header().Get("Connection") == "close" {
+					one.raw.showOut()
+				}
+				one.end()
+			}()
 		}
 		h.ServeHTTP(w, r)
 	})
 }
 
 func (o *guest) begin() {
+	o.raw.known.Store(true)
 	o.gate.mu.Lock()
 	defer o.gate.mu.Unlock()
 	o.calls++

@@ -264,10 +264,11 @@ func (s *Set) listener(l net.Listener) *listener {
 func (l *listener) Accept() (net.Conn, error) {
 	wait := firstWait
 	for {
-		raw, err := l.Listener.Accept()
+		accepted, err := l.Listener.Accept()
 		switch {
 		case err == nil:
-			c := raw
+			raw := l.set.gate.pacer.conn(accepted)
+			c := net.Conn(raw)
 			if secure := l.set.secure.Load(); secure != nil && l.tls {
 				c = tls.Server(raw, secure.config)
 			}
