@@ -105,7 +105,7 @@ func measureOne(dir string, f flood, start func(dir string, secure bool) (*serve
 	}
 	defer func() { err = cmp.Or(err, s.end()) }()
 	length := time.Duration(*seconds) * time.Second
-	quiet := max(length/3, time.Second)
+	quiet := max(length/6, time.Second)
 
 	restClosed, err := closedLoop(s, quiet)
 	if err != nil {
@@ -156,7 +156,7 @@ func measureOne(dir string, f flood, start func(dir string, secure bool) (*serve
 	if len(in.failures)+len(inClosed.failures)+len(rest.failures) > 0 || closedErr != nil {
 		remarks = append(remarks, fmt.Sprintf("%s: calls that failed: at rest %v, in the flood %v, in the closed loop %v", s.name, rest.failures, in.failures, inClosed.failures))
 	}
-	remarks = append(remarks, fmt.Sprintf("%s: the flooder: %s; calls answered in each second of the flood: %v", s.name, what, in.seconds))
+	remarks = append(remarks, fmt.Sprintf("%s: the flooder: %s; calls answered in each second: %v", s.name, what, in.seconds))
 	if countsAfter != nil {
 		budget := hangupsBurst + hangupsPerMinute*took.Minutes()
 		remarks = append(remarks, fmt.Sprintf("%s: calls of the flooder: %s; workers started: %.0f in %.0f s, the budget is %.0f",

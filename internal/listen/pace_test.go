@@ -51,6 +51,9 @@ func TestWhoIsShownOutIsReadSlowly(t *testing.T) {
 		request(served, func(http.ResponseWriter, *http.Request) {})
 		request(out, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Connection", "close") })
 
+		if out.shown.Load() == nil {
+			t.Fatal("it does not count as shown out")
+		}
 		fresh, freshFar := guestOf(t, g, "a")
 		if d := takes(t, fresh, freshFar, n); d < 400*time.Millisecond {
 			t.Errorf("a new connection from the address was read in %v", d)
