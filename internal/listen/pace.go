@@ -17,8 +17,9 @@ import (
 // brought a request. Connections that serve others from that address are not.
 const (
 	pacedFor   = time.Second
-	pacedReads = 200 // a second, of all those connections of an address together; and as many at once
-	pacedBytes = 256 // of each such read
+	pacedReads = 200                    // a second, of all those connections of an address together; and as many at once
+	pacedPause = 100 * time.Millisecond // before each read beyond; no longer, so that they do not pile up
+	pacedBytes = 256                    // of each read
 	maxPaced   = 10_000
 	// paceLooks is how many addresses are looked at for each new one, so that those
 	// whose time is over go.
@@ -82,12 +83,11 @@ type conn struct {
 	from   string
 	known  atomic.Bool          // it has brought a request
 	shown  atomic.Pointer[pace] // out; nil: it was not
-	closed chan struct{}
-	once   sync.Once
+	woken  chan struct{}        // has room for one: ends a pause
 }
 
 func (p *pacer) conn(c net.Conn) *conn {
-	return &conn{Conn: c, pacer: p, from: source(c.RemoteAddr()), closed: make(chan struct{})}
+	return &conn{Conn: c, pacer: p, from: source(c.RemoteAddr()), woken: make(chan struct{}, 1)}
 }
 
 // source is whom an address belongs to. One who has an IPv6 address has a network full
@@ -104,7 +104,7 @@ func source(a net.Addr) string {
 	return ip.String()
 }
 
-// Read reads, but not before it is its turn.
+// Read reads; after a pause, where its peer or others at its address are to be slow.
 func (c *conn) Read(b []byte) (int, error) {
 	pace := c.shown.Load()
 	if pace == nil && !c.known.Load() {
@@ -112,12 +112,12 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 	if pace != nil {
 		b = b[:min(len(b), pacedBytes)]
-		if wait := pace.reads.Reserve().Delay(); wait > 0 {
-			turn := time.NewTimer(wait)
-			defer turn.Stop()
+		if !pace.reads.Allow() {
+			pause := time.NewTimer(pacedPause)
+			defer pause.Stop()
 			select {
-			case <-turn.C:
-			case <-c.closed:
+			case <-pause.C:
+			case <-c.woken:
 			}
 		}
 	}
@@ -127,10 +127,29 @@ func (c *conn) Read(b []byte) (int, error) {
 // showOut says that its peer was told to go.
 func (c *conn) showOut() { c.shown.Store(c.pacer.slow(c.from)) }
 
-// Close also ends a Read that waits for its turn.
+// SetReadDeadline is how net/http takes back a Read that it has begun.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	err := c.Conn.SetReadDeadline(t)
+	if !t.IsZero() && !t.After(time.Now()) {
+		c.wake()
+	}
+	return err
+}
+
+// Close closes the connection, and ends a Read.
 func (c *conn) Close() error {
-	c.once.Do(func() { close(c.closed) })
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.wake()
+	return err
+}
+
+// wake ends the pause of a Read. Where there is none, it takes away the next one, which
+// is no harm.
+func (c *conn) wake() {
+	select {
+	case c.woken <- struct{}{}:
+	default:
+	}
 }
 
 // CloseWrite is for net/http, which lets a peer read the last reply before it closes.

@@ -73,19 +73,25 @@ func TestWhoIsShownOutIsReadSlowly(t *testing.T) {
 			t.Errorf("a new connection from there, later, took %v", d)
 		}
 
-		// What waits for its turn ends with the connection.
-		for out.shown.Load().reads.Tokens() > -pacedReads {
-			out.shown.Load().reads.Reserve()
-		}
-		began, ended := time.Now(), make(chan error)
-		go func() {
-			_, err := out.Read(make([]byte, 1))
-			ended <- err
-		}()
-		synctest.Wait()
-		out.Close()
-		if err := <-ended; err == nil || time.Since(began) > 0 {
-			t.Errorf("a read that waits: %v after %v", err, time.Since(began))
+		// A pause ends when net/http takes the Read back, and with the connection.
+		for _, end := range []func() error{
+			func() error { return out.SetReadDeadline(time.Unix(1, 0)) },
+			out.Close,
+		} {
+			for out.shown.Load().reads.Allow() {
+			}
+			began, ended := time.Now(), make(chan error)
+			go func() {
+				_, err := out.Read(make([]byte, 1))
+				ended <- err
+			}()
+			synctest.Wait()
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-ended; err == nil || time.Since(began) > 0 {
+				t.Errorf("a read that pauses: %v after %v", err, time.Since(began))
+			}
 		}
 	})
 }
