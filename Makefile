@@ -11,7 +11,7 @@ PROCESS_ROOMS := ./internal/reap/... ./internal/proc/... ./internal/kind/... ./i
 STRESS_COUNT  ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test docs stress lint bench rename clean need-go need-git need-python need-race need-strace
+.PHONY: help demo run build test docs stress lint bench flood rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.sch
 
 bench: build ## what the hop through hangup costs beside a bare net/http echo
 	$(GO) run ./bench/hop
+
+flood: build ## what callers notice while others attack: slow headers, resets, hang-ups (15 minutes; FLOOD=-short)
+	$(GO) run ./bench/flood $(FLOOD)
 
 rename: need-go need-git ## move to another module path: make rename MODULE=github.com/you/hangup
 	@test -n "$(MODULE)" || { echo "make: say where to: make rename MODULE=github.com/you/hangup" >&2; exit 2; }

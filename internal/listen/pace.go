@@ -79,11 +79,11 @@ func (p *pacer) makeRoom(now time.Time) {
 // conn is an accepted connection, below TLS, that can be read slowly.
 type conn struct {
 	net.Conn
-	pacer  *pacer
-	from   string
-	known  atomic.Bool          // it has brought a request
-	shown  atomic.Pointer[pace] // out; nil: it was not
-	woken  chan struct{}        // has room for one: ends a pause
+	pacer *pacer
+	from  string
+	known atomic.Bool          // it has brought a request
+	shown atomic.Pointer[pace] // out; nil: it was not
+	woken chan struct{}        // has room for one: ends a pause
 }
 
 func (p *pacer) conn(c net.Conn) *conn {
