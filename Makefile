@@ -49,7 +49,7 @@ docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.sch
 bench: build ## what the hop through hangup costs beside a bare net/http echo
 	$(GO) run ./bench/hop
 
-flood: build ## what callers notice while others attack: slow headers, resets, hang-ups (15 minutes; FLOOD=-short)
+flood: build ## what callers notice while others attack: slow headers, resets, hang-ups (11 minutes; FLOOD=-short)
 	$(GO) run ./bench/flood $(FLOOD)
 
 rename: need-go need-git ## move to another module path: make rename MODULE=github.com/you/hangup
