@@ -107,8 +107,11 @@ func (s *server) flood(t *testing.T, c net.Conn, most int, deaf bool) (sent int)
 		frames.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
 		frames.WriteRSTStream(id, http2.ErrCodeCancel)
 	}
-	if !deaf { // else the rest may wait in the kernel, unread
-		t.Errorf("%d streams were taken", sent)
+	// They may wait in the kernel, because they are read slowly.
+	if !deaf {
+		if err := <-away; err != nil {
+			t.Errorf("after %d streams, without a GOAWAY: %v", sent, err)
+		}
 	}
 	return sent
 }
