@@ -12,7 +12,7 @@ STRESS_COUNT  ?= 20
 CALLERS       ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test docs stress patience lint bench rename clean need-go need-git need-python need-race need-strace
+.PHONY: help demo run build test docs stress patience lint bench flood rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.sch
 
 bench: build ## what the hop through hangup costs beside a bare net/http echo
 	$(GO) run ./bench/hop
+
+flood: build ## what callers notice while others attack: slow headers, resets, hang-ups (11 minutes; FLOOD=-short)
+	$(GO) run ./bench/flood $(FLOOD)
 
 rename: need-go need-git ## move to another module path: make rename MODULE=github.com/you/hangup
 	@test -n "$(MODULE)" || { echo "make: say where to: make rename MODULE=github.com/you/hangup" >&2; exit 2; }

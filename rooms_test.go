@@ -53,6 +53,7 @@ var rooms = map[string][]string{
 	"cmd/hangup-shim": {"internal/reap"},
 	"worker":          {"internal/wire"},
 	"python":          {},
+	"bench/flood":     {"internal/proc", "worker"},
 	"bench/hop":       {"internal/proc", "python", "worker"},
 	"examples/go":     {"worker"},
 	"e2e":             {"internal/connwatch", "internal/proc"}, // tests only: a bound, and the kernel's view of a tree

@@ -94,7 +94,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 		Ready:       func() error { return g.ready },
 		Containment: "subreaper", Isolation: "none", ServerPid: 11, SupervisorPid: 10,
 		NewID:  func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
-		Budget: g.budget, Probes: new(Probes),
+		Budget: g.budget, Probes: new(Probes), ShowOut: func(*http.Request) {},
 	})
 	var handlers sync.WaitGroup
 	server := &http.Server{

@@ -205,6 +205,7 @@ func (s *server) fail(v *visit, c *call.Call, err error) {
 		// proxy's connection stays, because others share it.
 		if !v.caller.proxied {
 			h.Set("Connection", "close")
+			s.o.ShowOut(v.r)
 		}
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter(err))

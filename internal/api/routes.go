@@ -38,6 +38,7 @@ type Options struct {
 	NewID     func() string
 	Budget    *Budget // of hang-ups; it outlives the handler, as do the
 	Probes    *Probes
+	ShowOut   func(*http.Request) // is told whose connection is to end because of the budget
 
 	// What GET /workloads says of the server itself.
 	Containment, Isolation   string

@@ -153,12 +153,15 @@ func Tune(c net.Conn) error {
 	return nil
 }
 
-// below is the connection that carries c where c is TLS, else c itself.
+// below is the connection that carries c where c is TLS or wraps another one, else c itself.
 func below(c net.Conn) net.Conn {
-	if secure, ok := c.(interface{ NetConn() net.Conn }); ok { // *tls.Conn
-		return secure.NetConn()
+	for {
+		outer, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
+		}
+		c = outer.NetConn()
 	}
-	return c
 }
 
 // connKey is the key of the *conn in the context of a watched connection.

@@ -143,7 +143,7 @@ func (s *server) serveAs(c *config.Config) {
 	h := api.New(api.Options{
 		Config: c, Calls: s.calls, Spool: s.bodies, Workloads: s.pools.snapshots, Metrics: s.observer.Handler(),
 		Ready: s.ready, Containment: containment, Isolation: isolation,
-		ServerPid: os.Getpid(), SupervisorPid: s.supervisorPid(), NewID: newID, Budget: s.budget, Probes: &s.probes,
+		ServerPid: os.Getpid(), SupervisorPid: s.supervisorPid(), NewID: newID, Budget: s.budget, Probes: &s.probes, ShowOut: listen.ShowOut,
 	})
 	s.handler.Store(&h)
 }

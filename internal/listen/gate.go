@@ -52,7 +52,8 @@ func room(c *config.Config) (int, *event.Trouble) {
 // being served, and no reply that is still on its way. Those make room when there are
 // too many.
 type gate struct {
-	emit event.Sink
+	emit  event.Sink
+	pacer *pacer
 
 	mu     sync.Mutex
 	limit  int
@@ -66,7 +67,7 @@ type gate struct {
 type guest struct {
 	gate  *gate
 	conn  net.Conn // what the http.Server has
-	raw   net.Conn // below TLS: closing it does not wait for the peer
+	raw   *conn    // below TLS: closing it does not wait for the peer
 	calls int      // requests in their handlers; over HTTP/2 there may be several
 	rests bool     // net/http says that nothing is under way, no reply either
 	queue *list.List
@@ -74,7 +75,7 @@ type guest struct {
 }
 
 func newGate(emit event.Sink) *gate {
-	return &gate{emit: emit, guests: map[net.Conn]*guest{}}
+	return &gate{emit: emit, pacer: &pacer{paces: map[string]*pace{}}, guests: map[net.Conn]*guest{}}
 }
 
 func (g *gate) setLimit(limit int) {
@@ -85,7 +86,7 @@ func (g *gate) setLimit(limit int) {
 
 // enter lets a connection in, for which another one may have to go. Where all others
 // are being served, it is closed instead.
-func (g *gate) enter(conn, raw net.Conn) bool {
+func (g *gate) enter(conn net.Conn, raw *conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.guests) >= g.limit {
@@ -197,7 +198,16 @@ func (s *Set) Handler(h http.Handler) http.Handler {
 	})
 }
 
+// ShowOut says that the peer that sent r is told to go. If it takes no notice, it is read
+// slowly (pace.go).
+func ShowOut(r *http.Request) {
+	if one, ok := r.Context().Value(guestKey{}).(*guest); ok {
+		one.raw.showOut()
+	}
+}
+
 func (o *guest) begin() {
+	o.raw.known.Store(true)
 	o.gate.mu.Lock()
 	defer o.gate.mu.Unlock()
 	o.calls++

@@ -5,8 +5,9 @@
 // change of addresses opens all of the new ones before it closes any; no more
 // connections are open than limits.connections, and while they are as many, those
 // that wait longest without a request make room, never one that is being served;
-// being out of descriptors or memory ends nothing and is waited out; and a certificate that is
-// replaced on disk is taken up without a restart, one that cannot be used never.
+// being out of descriptors or memory ends nothing and is waited out; who was shown out
+// and takes no notice is read slowly (pace.go); and a certificate that is replaced on
+// disk is taken up without a restart, one that cannot be used never.
 //
 // A [Set] has a goroutine for each address, inside [http.Server.Serve], until it is
 // closed. It imports config and event.
@@ -284,10 +285,11 @@ func (l *listener) lost() bool {
 func (l *listener) Accept() (net.Conn, error) {
 	wait := firstWait
 	for {
-		raw, err := l.Listener.Accept()
+		accepted, err := l.Listener.Accept()
 		switch {
 		case err == nil:
-			c := raw
+			raw := l.set.gate.pacer.conn(accepted)
+			c := net.Conn(raw)
 			if secure := l.set.secure.Load(); secure != nil && l.tls {
 				c = tls.Server(raw, secure.config)
 			}

@@ -583,7 +583,7 @@ func TestWhenAConnectionWaits(t *testing.T) {
 	c, peer := net.Pipe()
 	defer c.Close()
 	defer peer.Close()
-	s.gate.enter(c, c)
+	s.gate.enter(c, s.gate.pacer.conn(c))
 	one := s.gate.guests[c]
 	check := func(when string, want bool) {
 		t.Helper()
