@@ -35,7 +35,7 @@ test: need-go need-git need-python need-race need-strace ## vet, the rooms, the 
 	$(GO) test -race -timeout 20m ./...
 
 stress: need-go need-python need-race ## the tests that start processes, STRESS_COUNT=20 times
-	$(GO) test -race -count=$(STRESS_COUNT) -timeout 60m $(PROCESS_ROOMS)
+	HANGUP_TEST_CANCELS=1000 $(GO) test -race -count=$(STRESS_COUNT) -timeout 60m $(PROCESS_ROOMS)
 
 lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 	@unformatted=$$($(TOOL) gofumpt -l .) && if [ -n "$$unformatted" ]; then \

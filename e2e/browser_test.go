@@ -116,9 +116,7 @@ func (b *browsers) visit(t *testing.T, page string) []seen {
 // of a name that was rebound to this server, gets 403 for every path and method,
 // and starts nothing. A page at home is let in.
 func TestBrowser(t *testing.T) {
-	if proctest.SecondLane() {
-		t.Skip("the browser is the same as in the lane of root, and takes long")
-	}
+	proctest.OneLane(t, "the browser is the same")
 	s := start(t, python)
 	paths := []string{
 		"/execute", "/execute/py", "/execute/py/echo", "/calls", "/calls/x", "/calls/x/events", "/workloads", "/metrics",

@@ -283,13 +283,13 @@ func TestPID1(t *testing.T) {
 	}
 	s.eventually("at rest", atRest)
 
-	if r, body := s.post("/execute/inside/orphans", `{"n": 200, "stay": false}`); r.StatusCode != http.StatusOK || body != "200" {
+	if r, body := s.post("/execute/inside/orphans", `{"n": 100, "stay": false}`); r.StatusCode != http.StatusOK || body != "100" {
 		t.Errorf("%s %s", r.Status, body)
 	}
-	s.eventually("200 orphans reaped", atRest)
+	s.eventually("100 orphans reaped", atRest)
 
-	call := s.later("/execute/inside/orphans", `{"n": 200, "stay": true}`)
-	s.eventually("200 orphans alive", func() bool { return len(s.atWork()) == 2+200 })
+	call := s.later("/execute/inside/orphans", `{"n": 100, "stay": true}`)
+	s.eventually("100 orphans alive", func() bool { return len(s.atWork()) == 2+100 })
 	all := proc.Look(top.Pid)
 	children := map[int]int{}
 	for _, p := range all {
@@ -297,7 +297,7 @@ func TestPID1(t *testing.T) {
 	}
 	shim := 0
 	for pid, n := range children {
-		if n > 200 { // the worker, too
+		if n > 100 { // the worker, too
 			shim = pid
 		}
 	}

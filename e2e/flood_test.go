@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"example.com/hangup/internal/proctest"
 )
 
 // undoings make a server reset a stream of which nobody has said that it should end: each
@@ -199,6 +201,7 @@ func hpackLiteral(name, value string) []byte {
 // TestFloodOfFrames: a connection of HTTP/2 on which frames come as fast as they go does no harm
 // to others, keeps no memory, and leaves nothing behind.
 func TestFloodOfFrames(t *testing.T) {
+	proctest.OneLane(t, "frames are the same, whoever serves them")
 	const (
 		during = 200 * time.Millisecond // a flood lasts at most so long
 		rounds = 20_000

@@ -34,6 +34,7 @@ const (
 // TestH2Spec: the server does what h2spec, a list of cases by the chapters of RFC 7540 and
 // RFC 7541, wants of it, or there is a reason. Its requests are calls.
 func TestH2Spec(t *testing.T) {
+	proctest.OneLane(t, "frames are the same, whoever serves them")
 	program := proctest.Build(t, "h2spec", "github.com/summerwind/h2spec/cmd/h2spec", "-modfile=tools/go.mod")
 	for _, tr := range []transport{plainH2, secureH2} {
 		t.Run(tr.name, func(t *testing.T) {

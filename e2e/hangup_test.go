@@ -92,7 +92,7 @@ func TestHangUp(t *testing.T) {
 		}
 		s.newest("running", func(c callRecord) bool { return c.State == "running" })
 		for _, tr := range transports {
-			if tr.secure == secure {
+			if tr.secure == secure && !(proctest.SecondLane() && (tr.secure || tr.local)) { // the kinds of sockets are the same for any user
 				all = append(all, hangUps(t, s, tr)...)
 			}
 		}

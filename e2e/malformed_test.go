@@ -202,6 +202,7 @@ func calls2(more ...string) []string {
 // not as if the server had failed; work is done only for what is a request; and what lies
 // behind is another request, or nothing at all.
 func TestMalformed(t *testing.T) {
+	proctest.OneLane(t, "requests are the same, whoever serves them")
 	s := start(t, python+"  next: {command: [python3, worker.py], workers: 1, spares: 0}\n", telling)
 	done, next := 0, 0
 	for _, test := range malformed {
@@ -281,6 +282,7 @@ func TestMalformed(t *testing.T) {
 
 // TestPlainToTLS: a caller who does not know of TLS is told.
 func TestPlainToTLS(t *testing.T) {
+	proctest.OneLane(t, "requests are the same, whoever serves them")
 	s := start(t, python, withTLS, telling)
 	for name, sent := range map[string]string{
 		"HTTP/1.1": raw("null", anyLine, anyHost, four) + raw("null", anyLine, anyHost, four),

@@ -7,12 +7,15 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/hangup/internal/proctest"
 )
 
 // TestFloodFromOneAddress: whatever one address does, another's calls are answered, the memory
 // stays within a bound, and no more workers are started than the budget of hang-ups
 // allows. bench/flood measures how well.
 func TestFloodFromOneAddress(t *testing.T) {
+	proctest.OneLane(t, "what an address costs is the same")
 	const (
 		length           = 2 * time.Second
 		flooders         = 4

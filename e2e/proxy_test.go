@@ -252,6 +252,7 @@ const proxyPools = "  py: {command: [python3, worker.py], workers: 3, spares: 2,
 // who leaves is noticed whatever the state of the call, and one who stays is not cancelled.
 // Without the line that makes it so, it is not: each such line is there for a reason.
 func TestProxies(t *testing.T) {
+	proctest.OneLane(t, "the proxies are the same")
 	s := start(t, proxyPools, "trusted_proxies: [127.0.0.1/32]")
 	for _, p := range []proxy{
 		nginx,

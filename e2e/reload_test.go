@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/proctest"
 )
 
 // other is a workload that no reload of these tests changes.
@@ -297,7 +298,7 @@ func TestReloadRefused(t *testing.T) {
 		want          []string // of each line of the faults
 	}{
 		{"two faults, and a change", "listen: [127.0.0.1:0]\nworkloads:\n" + version(2) + "  new: {comand: [x]}\nlimts: {}\n", []string{
-			file + ":4:3: ", file + ":4:9: ", file + ":5:1: ",
+			file + ":4:9: ", file + ":5:1: ",
 		}},
 		{"no YAML", "workloads: [\n", []string{file + ":"}},
 		{"empty", "", []string{file + ":1:1: "}},
@@ -435,7 +436,7 @@ func TestDrainDuringReload(t *testing.T) {
 // than it was.
 func TestReloadUnderLoad(t *testing.T) {
 	reloads := 1000
-	if testing.Short() {
+	if testing.Short() || proctest.SecondLane() {
 		reloads = 100
 	}
 	s := start(t, version(1)+other)

@@ -15,7 +15,7 @@ import (
 )
 
 // Patience is how long the oracle, and tests, wait for what must come true.
-const Patience = 10 * time.Second
+const Patience = 30 * time.Second
 
 // Check makes sure that the test leaves nothing behind: no process or zombie below
 // this process or below roots, no process that was started with [Env] and fled,

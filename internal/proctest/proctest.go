@@ -126,6 +126,14 @@ func announce(lane string) { fmt.Println("=== LANE", lane) }
 // the few tests to which the user makes no difference, and which take long.
 func SecondLane() bool { return os.Getenv(laneEnv) != "" }
 
+// OneLane leaves such a test out of the second lane; why says what is the same there.
+func OneLane(t testing.TB, why string) {
+	t.Helper()
+	if SecondLane() {
+		t.Skip("left to the lane of root: " + why)
+	}
+}
+
 // checkUsed tells which programs no test has started.
 func checkUsed(used string) int {
 	code := 0
