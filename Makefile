@@ -32,7 +32,7 @@ test: need-go need-git need-python need-race need-strace ## vet, the rooms, the 
 	$(GO) vet ./...
 	$(GO) test .
 	cd python && $(PYTHON) -m unittest test_hangup
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -timeout 60m ./...
 
 stress: need-go need-python need-race ## the tests that start processes, STRESS_COUNT=20 times
 	HANGUP_TEST_CANCELS=1000 $(GO) test -race -count=$(STRESS_COUNT) -timeout 60m $(PROCESS_ROOMS)
@@ -43,8 +43,9 @@ lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 
-patience: need-go need-python need-race ## CALLERS=100000 callers who stay, over every transport: none is cancelled
-	HANGUP_TEST_CALLERS=$(CALLERS) $(GO) test -count=1 -timeout 90m ./e2e -run Patience -v
+patience: build need-python ## CALLERS=100000 callers who stay, over every transport: none is cancelled
+	env HANGUP_TEST_CALLERS=$(CALLERS) HANGUP_TEST_BUILT_hangup=$(CURDIR)/bin/hangup HANGUP_TEST_BUILT_hangup-shim=$(CURDIR)/bin/hangup-shim \
+		$(GO) test -count=1 -timeout 90m ./e2e -run Patience -v
 
 docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.schema.json, docs/states.md
 	$(GO) test -count=1 ./internal/config -run Published -update

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/proctest"
 )
 
 // answers is a request for testdata's task of that name, whose reply is the nonce.
@@ -267,18 +268,22 @@ const patientCallers, patientVariable = 300, "HANGUP_TEST_CALLERS"
 // TestPatience: a caller that is there is never taken for gone, however little it
 // says, by whatever way it has come.
 func TestPatience(t *testing.T) {
-	callers := patientCallers
+	callers, workers := patientCallers, 6
 	if n, err := strconv.Atoi(os.Getenv(patientVariable)); err == nil {
 		callers = n
 	}
+	if callers > patientCallers {
+		proctest.OneLane(t, "so many callers are for once")
+		workers = 24
+	}
 	for _, secure := range []bool{false, true} {
-		settings := []string{everywhere}
+		settings := []string{everywhere, "limits: {hangups: {burst: 0}}"} // some give a stream up, of one address
 		if secure {
 			settings = append(settings, withTLS)
 		}
-		s := start(t, `
-  py: {command: [python3, worker.py], workers: 6, spares: 0, queue: {length: 2000, wait: 1m}, stop: {grace: 200ms}}
-`, settings...)
+		s := start(t, fmt.Sprintf(`
+  py: {command: [python3, worker.py], workers: %d, spares: 0, queue: {length: 2000, wait: 1m}, stop: {grace: 200ms}}
+`, workers), settings...)
 		var ways []transport
 		for _, tr := range transports {
 			if tr.secure == secure {
