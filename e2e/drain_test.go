@@ -89,8 +89,6 @@ func TestSecondSignal(t *testing.T) {
 	all := proc.Look(s.cmd.Process.Pid)
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	s.eventually("unready", func() bool { code, _ := s.get("/readyz"); return code == http.StatusServiceUnavailable })
-	first := time.Now()
-	s.eventually("later than what counts as one signal", func() bool { return time.Since(first) > 50*time.Millisecond })
 	began := time.Now()
 	s.cmd.Process.Signal(syscall.SIGTERM)
 	if got := <-call; got.status != http.StatusServiceUnavailable || got.slug != "draining" {
@@ -104,17 +102,18 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// TestSignalToAll: a service manager that signals the supervisor and the server at
-// once gets a drain, and no kill.
+// TestSignalToAll: a service manager that signals the supervisor and the server, in
+// whatever order and however late, gets a drain, and no kill.
 func TestSignalToAll(t *testing.T) {
 	s := launch(t, python)
 	call := s.later("/execute/py/sleep", "0.5")
 	s.running("sleep")
 	all := proc.Look(s.cmd.Process.Pid)
-	for _, pid := range []int{s.pid, s.cmd.Process.Pid} {
+	for _, pid := range []int{s.pid, s.cmd.Process.Pid, s.pid} {
 		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
+		s.eventually("unready", func() bool { code, _ := s.get("/readyz"); return code != http.StatusOK })
 	}
 	if got := <-call; got.status != http.StatusOK {
 		t.Errorf("the running call got %+v", got)

@@ -50,7 +50,7 @@ func serve(cmd *cobra.Command, file string) error {
 	}
 
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, proc.EndNow)
 	reloads := make(chan os.Signal, 1) // of its own: many of one kind leave room for the other
 	signal.Notify(reloads, syscall.SIGHUP)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a log that nobody reads any more is no reason to end

@@ -3,7 +3,7 @@
 //
 // It is the only package that knows every room a call goes through. What it does
 // itself is the drain: unready at once, no new calls, the running ones get their
-// time, then the stop sequence; a second signal kills at once. And it is the
+// time, then the stop sequence; [proc.EndNow] kills at once. And it is the
 // reload (reload.go), which touches nothing but what has changed, for which it
 // keeps the set of all pools (pools.go).
 package daemon
@@ -38,10 +38,6 @@ const (
 	// lastTrees is how long the trees have to be gone at the end of a drain, after
 	// their grace. What is left then is the supervisor's.
 	lastTrees = 700 * time.Millisecond
-	// oneSignal is the time within which two signals are one: a service manager
-	// may send it to the supervisor and to the server, and the supervisor
-	// hands its own on.
-	oneSignal = 20 * time.Millisecond
 	// lastReplies is how long the replies of the last calls have to get out at
 	// the end of a drain.
 	lastReplies = 500 * time.Millisecond
@@ -59,7 +55,7 @@ type Options struct {
 	Config     *config.Config
 	Shim       string           // path of the shim program
 	Supervisor *os.File         // the socket to the supervisor; nil: there is none
-	Signals    <-chan os.Signal // SIGTERM and SIGINT drain, the second one kills
+	Signals    <-chan os.Signal // [proc.EndNow] kills, any other drains
 	Reloads    <-chan os.Signal // SIGHUP; with room for one, so that many are one
 	Stderr     io.Writer        // the log goes here
 	Version    string
@@ -231,8 +227,7 @@ func (s *server) drain() {
 	s.draining.Store(true)
 	s.notify(daemon.SdNotifyStopping)
 	s.pools.drain()
-	began := time.Now()
-	now := make(chan struct{}) // closed by a second signal
+	now := make(chan struct{}) // closed by EndNow
 	ended := make(chan struct{})
 	var waiting sync.WaitGroup
 	waiting.Go(func() {
@@ -241,10 +236,10 @@ func (s *server) drain() {
 			case <-ended:
 				return
 			case sig := <-s.o.Signals:
-				if time.Since(began) < oneSignal {
+				if sig != proc.EndNow { // it drains already
 					continue
 				}
-				s.log.Warn("killing everything", "signal", sig.String())
+				s.log.Warn("killing everything", "reason", "told to end again")
 				close(now)
 				s.host.Close()
 				return

@@ -17,6 +17,9 @@ import (
 // reap.VerdictAfter at the latest.
 const sweepTimeout = reap.VerdictAfter + 10*time.Second
 
+// EndNow is the signal by which the supervisor hands on a second SIGTERM or SIGINT.
+const EndNow = reap.EndNow
+
 // A supervisor is the process above the server, as seen from here.
 type supervisor struct {
 	mu   sync.Mutex // held during a sweep: the answers carry no names

@@ -23,7 +23,10 @@
 // may be running, and each must start within a few milliseconds.
 package reap
 
-import "time"
+import (
+	"syscall"
+	"time"
+)
 
 // ProtocolVersion is the version of the messages in this package. It changes
 // with any change of their form or meaning.
@@ -36,6 +39,12 @@ var Build = "dev"
 // SupervisorEnv names the environment variable that carries the number of the
 // descriptor on which a server may ask its supervisor for a sweep.
 const SupervisorEnv = "HANGUP_SUPERVISOR_FD"
+
+// EndNow is what the server gets from its supervisor in place of the second SIGTERM
+// or SIGINT. The server cannot count by itself: a service manager may signal both,
+// and then has it two of one. It is a real-time signal (SIGRTMIN+6 in C), which
+// nobody else sends.
+const EndNow = syscall.Signal(40)
 
 // The descriptors a shim is started with, beside the standard three.
 const (

@@ -22,6 +22,7 @@ type supervisor struct {
 	server  int // 0 when it has ended
 	status  syscall.WaitStatus
 	since   time.Time // when strangers were first seen; zero: there are none
+	ending  bool      // it was told to end: the next such signal means at once
 	asked   time.Time // when the server asked for a sweep; zero: it has its answer
 	accused bool      // the survivors of a dead server were named
 }
@@ -130,9 +131,8 @@ func (s *supervisor) loop(signals <-chan os.Signal, orders <-chan order, deaths 
 	for {
 		select {
 		case sig := <-signals:
-			// Not reaped yet, so the number is still the server's own.
 			if number, ok := sig.(syscall.Signal); ok && s.server != 0 {
-				unix.Kill(s.server, number)
+				s.forward(number)
 			}
 		case o, ok := <-orders:
 			if !ok {
@@ -153,6 +153,18 @@ func (s *supervisor) loop(signals <-chan os.Signal, orders <-chan order, deaths 
 			timer.Reset(s.reaper.pause)
 		}
 	}
+}
+
+// forward hands a signal on to the server, which was not reaped yet: the number is
+// still its own.
+func (s *supervisor) forward(sig syscall.Signal) {
+	if sig == unix.SIGTERM || sig == unix.SIGINT {
+		if s.ending {
+			sig = EndNow
+		}
+		s.ending = true
+	}
+	unix.Kill(s.server, sig)
 }
 
 // exited is told of every death below. When the server has died, nobody is spared.
