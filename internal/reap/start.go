@@ -1,0 +1,67 @@
+package reap
+
+import (
+	"runtime"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// start starts the worker. It leaves its thread marked, with the privileges and
+// the signal mask of the worker: the goroutine must end after it, still locked,
+// and the thread is thrown away with it.
+func start(m Start, files []int) Message {
+	runtime.LockOSThread()
+	if m.Dir != "" {
+		// Asked beforehand: ForkExec would not say what could not be found.
+		dir, err := unix.Open(m.Dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(dir)
+			err = unix.Access(m.Dir, unix.X_OK)
+		}
+		if err != nil {
+			return failed(StageDir, err)
+		}
+	}
+	if !m.NewPrivileges {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return failed(StagePrivileges, err)
+		}
+	}
+	var none unix.Sigset_t
+	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
+	attr := &syscall.ProcAttr{Dir: m.Dir, Env: m.Env, Sys: &syscall.SysProcAttr{Setsid: true}}
+	for _, fd := range files {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	// A cgroup of the worker's own is entered here: attr.Sys.UseCgroupFD.
+	pid, err := syscall.ForkExec(m.Path, m.Argv, attr)
+	if err != nil {
+		return failed(StageExec, err)
+	}
+	return Started{pid}
+}
+
+func failed(stage Stage, err error) Message {
+	errno, ok := err.(syscall.Errno)
+	if !ok {
+		errno = unix.EINVAL
+	}
+	return StartFailed{stage, errno}
+}
+
+// limitFiles sets RLIMIT_NOFILE of the main process, which has not been reaped.
+// ForkExec gives the child the limit that this process was started with, and a
+// process without privileges cannot raise its own again after a start; so the
+// limit comes from outside, and a moment after the exec.
+func limitFiles(pid, most int) error {
+	if most == 0 {
+		return nil
+	}
+	var now unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &now); err != nil {
+		return err
+	}
+	limit := min(uint64(most), now.Max)
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit}, nil)
+}
