@@ -137,6 +137,7 @@ func hangUps(t *testing.T, s *server, tr transport) (all []time.Duration) {
 // others make call after call. How much that is, on a busy machine, is no matter of a
 // test; that each is noticed is.
 func TestHangUpUnderLoad(t *testing.T) {
+	proctest.OneLane(t, "a connection belongs to the server, whoever it is")
 	const neighbours, each = 4, 10
 	all := map[string][]time.Duration{}
 	for _, secure := range []bool{false, true} {

@@ -22,21 +22,20 @@ import (
 	"example.com/hangup/internal/proctest"
 )
 
-// seed is a workload of testdata/seed.py. Without site (-S) Python starts a third
-// faster, which a thousand starts show.
-const seed = "  seed: {command: [python3, -S, seed.py], workers: 4, spares: 2, stop: {grace: 200ms}}\n"
+// seed is a workload of testdata/seed.py.
+const seed = "  seed: {command: [python3, seed.py], workers: 4, spares: 2, stop: {grace: 200ms}}\n"
 
 // TestCancelUnderLoad: a worker with an event loop, forked children and a program
 // on a terminal is cancelled hundreds of times (HANGUP_TEST_CANCELS says how many) beside others who work. The server
 // is the same process afterwards, with nothing more to its name; no caller but
 // the one who hung up notices; and of all signals none has reached the server.
 func TestCancelUnderLoad(t *testing.T) {
-	cancels := 400
+	cancels := 200
 	if n, err := strconv.Atoi(os.Getenv("HANGUP_TEST_CANCELS")); err == nil {
 		cancels = n
 	}
 	if os.Geteuid() != 0 || testing.Short() {
-		cancels = 100 // an ordinary user cannot trace it: the same again, briefly
+		cancels = 50 // an ordinary user cannot trace it: the same again, briefly
 	}
 	s := start(t, seed+python)
 	signals := func() []string { return nil }
