@@ -139,7 +139,7 @@ var values = []struct {
 	{"spool.dir", []string{`""`, ".", "/tmp"}, []string{"nowhere", "text", "7", "true"}},
 	{"spool.max", goodSizes, badSizes},
 	{"drain", goodDurations, badDurations},
-	{"containment.minimum", []string{"process-group", "subreaper"}, []string{"cgroup", "none", "7"}},
+	{"containment.minimum", []string{"process-group", "subreaper", "cgroup"}, []string{"none", "7"}},
 	{"containment.cgroup", []string{"auto", "never"}, []string{"always", "true"}},
 	{"log.format", []string{"json", "text"}, []string{"xml", "7", `""`}},
 	{"log.level", []string{"debug", "info", "warn", "error"}, []string{"warning", "INFO", "7"}},
