@@ -70,6 +70,7 @@ var beyond = []struct{ fault, why string }{
 	{"stands in the list already", "uniqueItems compares as written, and paths are made absolute first"},
 	{"can be reached from other machines", "listen and auth together"},
 	{"no workload is named", "a token and the workloads together"},
+	{"cannot be with containment.minimum", "two keys together"},
 	{"names another token already", "two tokens together"},
 	{"this is the token of", "two tokens together"},
 	{"is set in env already", "env and pass_env together"},
