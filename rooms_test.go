@@ -31,7 +31,8 @@ var rooms = map[string][]string{
 	"internal/listen":    {"internal/config", "internal/event"},
 	"internal/spool":     {},
 	"internal/reap":      {},
-	"internal/proc":      {"internal/event", "internal/reap"},
+	"internal/cgroup":    {},
+	"internal/proc":      {"internal/cgroup", "internal/event", "internal/reap"},
 	"internal/kind":      {"internal/config", "internal/event", "internal/proc"},
 	"internal/kind/worker": {
 		"internal/call", "internal/config", "internal/event", "internal/kind", "internal/proc", "internal/wire",
@@ -49,7 +50,7 @@ var rooms = map[string][]string{
 	"internal/client":   {},
 	"internal/proctest": {},
 
-	"cmd/hangup":      {"internal/client", "internal/config", "internal/daemon", "internal/proc", "internal/wire", "python", "worker"},
+	"cmd/hangup":      {"internal/client", "internal/config", "internal/daemon", "internal/event", "internal/proc", "internal/wire", "python", "worker"},
 	"cmd/hangup-shim": {"internal/reap"},
 	"worker":          {"internal/wire"},
 	"python":          {},

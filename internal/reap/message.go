@@ -24,6 +24,7 @@ type (
 		Argv, Env     []string // as execve takes them
 		Dir           string   // "" is the shim's own
 		NewPrivileges bool     // false sets no_new_privs
+		Scoped        bool     // keeps signals in, which needs no_new_privs
 		Nofile        int      // RLIMIT_NOFILE, soft and hard; no more than the hard one of the shim; 0: as it is
 		Files         int      // how many descriptors travel with it
 	}
@@ -31,6 +32,9 @@ type (
 	Signal struct{ Signal syscall.Signal }
 	// Kill asks a shim for the end of its whole tree.
 	Kill struct{}
+	// Base tells the supervisor of the cgroup that all trees will be in, so that it
+	// can end them by it, and remove it, when the server has died.
+	Base struct{ Path string }
 	// Sweep asks the supervisor for the end of all its children but the server.
 	// It answers with Empty or NotEmpty.
 	Sweep struct{}
@@ -42,6 +46,7 @@ type (
 	Hello struct {
 		Version int
 		Build   string
+		Group   syscall.Errno // why a shim has no cgroup that was to have one; 0: it has
 	}
 	// Started answers a Start.
 	Started struct{ Pid int }
@@ -79,6 +84,8 @@ const (
 	StagePrivileges                  // no_new_privs cannot be set
 	StageExec                        // fork or exec
 	StageFiles                       // the limit of open files cannot be set
+	StageGroup                       // the cgroup cannot be made
+	StageScope                       // signals cannot be kept in
 )
 
 // Survivor is a process that would not die.
@@ -101,12 +108,14 @@ const (
 	kindSweeping
 	kindNotEmpty
 	kindEmpty
+	kindBase
 )
 
 func (Start) kind() byte       { return kindStart }
 func (Signal) kind() byte      { return kindSignal }
 func (Kill) kind() byte        { return kindKill }
 func (Sweep) kind() byte       { return kindSweep }
+func (Base) kind() byte        { return kindBase }
 func (Hello) kind() byte       { return kindHello }
 func (Started) kind() byte     { return kindStarted }
 func (StartFailed) kind() byte { return kindStartFailed }
@@ -121,16 +130,18 @@ func (m Start) append(b []byte) []byte {
 	b = appendStrings(b, m.Env)
 	b = appendString(b, m.Dir)
 	b = appendBool(b, m.NewPrivileges)
+	b = appendBool(b, m.Scoped)
 	b = appendInt(b, m.Nofile)
 	return appendInt(b, m.Files)
 }
 
 func (m Signal) append(b []byte) []byte { return appendInt(b, int(m.Signal)) }
 func (Kill) append(b []byte) []byte     { return b }
+func (m Base) append(b []byte) []byte   { return appendString(b, m.Path) }
 func (Sweep) append(b []byte) []byte    { return b }
 
 func (m Hello) append(b []byte) []byte {
-	return appendString(appendInt(b, m.Version), m.Build)
+	return appendInt(appendString(appendInt(b, m.Version), m.Build), int(m.Group))
 }
 
 func (m Started) append(b []byte) []byte { return appendInt(b, m.Pid) }
@@ -174,16 +185,18 @@ func decode(frame []byte) (Message, error) {
 	case kindStart:
 		m = Start{
 			Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(),
-			NewPrivileges: d.int() != 0, Nofile: d.int(), Files: d.int(),
+			NewPrivileges: d.int() != 0, Scoped: d.int() != 0, Nofile: d.int(), Files: d.int(),
 		}
 	case kindSignal:
 		m = Signal{syscall.Signal(d.int())}
 	case kindKill:
 		m = Kill{}
+	case kindBase:
+		m = Base{d.str()}
 	case kindSweep:
 		m = Sweep{}
 	case kindHello:
-		m = Hello{Version: d.int(), Build: d.str()}
+		m = Hello{Version: d.int(), Build: d.str(), Group: syscall.Errno(d.int())}
 	case kindStarted:
 		m = Started{d.int()}
 	case kindStartFailed:

@@ -16,12 +16,13 @@ import (
 )
 
 var messages = []Message{
-	Start{Path: "/bin/sh", Argv: []string{"sh", "-c", ""}, Env: []string{"A=1", "B="}, Dir: "/tmp", NewPrivileges: true, Nofile: 1024, Files: 3},
+	Start{Path: "/bin/sh", Argv: []string{"sh", "-c", ""}, Env: []string{"A=1", "B="}, Dir: "/tmp", NewPrivileges: true, Scoped: true, Nofile: 1024, Files: 3},
 	Start{Argv: []string{}, Env: []string{}},
 	Signal{unix.SIGTERM},
 	Kill{},
 	Sweep{},
-	Hello{Version: ProtocolVersion, Build: "v1.2.3"},
+	Base{"/sys/fs/cgroup/hangup.1"},
+	Hello{Version: ProtocolVersion, Build: "v1.2.3", Group: unix.EACCES},
 	Started{4711},
 	StartFailed{StageDir, unix.ENOENT},
 	Exited{Status: 0x0700, CPU: 3 * time.Millisecond, MaxRSS: 1 << 40},
