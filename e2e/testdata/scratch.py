@@ -68,6 +68,7 @@ def writes(_):
     hangup.progress(path=path)
     while True:
         open(path + "/%d" % time.monotonic_ns(), "w").close()
+        time.sleep(0.001)
 
 
 @hangup.task
