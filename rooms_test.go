@@ -30,12 +30,13 @@ var rooms = map[string][]string{
 	"internal/connwatch": {},
 	"internal/listen":    {"internal/config", "internal/event"},
 	"internal/spool":     {},
+	"internal/scratch":   {"internal/event"},
 	"internal/reap":      {},
 	"internal/cgroup":    {},
 	"internal/proc":      {"internal/cgroup", "internal/event", "internal/reap"},
 	"internal/kind":      {"internal/config", "internal/event", "internal/proc"},
 	"internal/kind/worker": {
-		"internal/call", "internal/config", "internal/event", "internal/kind", "internal/proc", "internal/wire",
+		"internal/call", "internal/config", "internal/event", "internal/kind", "internal/proc", "internal/scratch", "internal/wire",
 	},
 	"internal/pool":    {"internal/call", "internal/event"},
 	"internal/calls":   {"internal/call", "internal/event"},
@@ -45,12 +46,14 @@ var rooms = map[string][]string{
 	},
 	"internal/daemon": { // the wiring: every room a call goes through
 		"internal/api", "internal/call", "internal/calls", "internal/config", "internal/connwatch", "internal/event",
-		"internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/spool",
+		"internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/scratch", "internal/spool",
 	},
 	"internal/client":   {},
 	"internal/proctest": {},
 
-	"cmd/hangup":      {"internal/client", "internal/config", "internal/daemon", "internal/event", "internal/proc", "internal/wire", "python", "worker"},
+	"cmd/hangup": {
+		"internal/client", "internal/config", "internal/daemon", "internal/event", "internal/proc", "internal/scratch", "internal/wire", "python", "worker",
+	},
 	"cmd/hangup-shim": {"internal/reap"},
 	"worker":          {"internal/wire"},
 	"python":          {},

@@ -7,8 +7,10 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -31,17 +33,18 @@ func TestMain(m *testing.M) { proctest.Main(m) }
 
 // server is a hangup server under test.
 type server struct {
-	t      *testing.T
-	dir    string
-	cmd    *exec.Cmd // becomes the supervisor
-	listen []string  // every address it listens on
-	addr   string    // the first of them, host:port
-	url    string
-	pid    int // of the server itself
-	client *http.Client
-	base   state
-	ended  bool
-	exit   chan error
+	t       *testing.T
+	dir     string
+	cmd     *exec.Cmd // becomes the supervisor
+	listen  []string  // every address it listens on
+	addr    string    // the first of them, host:port
+	url     string
+	pid     int // of the server itself
+	client  *http.Client
+	scratch string // where the directories of its calls lie
+	base    state
+	ended   bool
+	exit    chan error
 
 	mu  sync.Mutex
 	log []map[string]any // its records
@@ -102,7 +105,11 @@ func prepare(t *testing.T, workloads string, settings ...string) *server {
 	s.client.Transport = &http.Transport{TLSClientConfig: trust()}
 	s.write("hangup.yaml", strings.Join(settings, "\n")+"\nworkloads:\n"+workloads)
 	s.cmd = exec.Command(proctest.Build(t, "hangup", "./cmd/hangup", "-race"), "serve", "--config", filepath.Join(s.dir, "hangup.yaml"))
-	s.cmd.Env = append(proctest.Env(), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
+	tmp := filepath.Join(s.dir, "tmp") // what a server leaves that is killed is not to be swept by that of another test
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.cmd.Env = append(proctest.Env(), "GORACE=halt_on_error=1 atexit_sleep_ms=0", "TMPDIR="+tmp)
 	proctest.Build(t, "hangup-shim", "./cmd/hangup-shim")
 	return s
 }
@@ -175,6 +182,7 @@ func (s *server) readLog(log io.Reader, serving chan<- struct{}) {
 		s.mu.Unlock()
 		if record["msg"] == "serving" && serving != nil {
 			s.pid = int(record["pid"].(float64))
+			s.scratch = record["scratch"].(string)
 			for _, address := range record["listen"].([]any) {
 				s.listen = append(s.listen, address.(string))
 			}
@@ -466,6 +474,7 @@ func (s *server) check() {
 		s.t.Logf("the log:\n%s", s.logText())
 		return
 	}
+	s.swept()
 	for _, p := range proc.Look(s.cmd.Process.Pid) {
 		if p.State == "Z" {
 			s.t.Errorf("zombie %d, child of %d: %s", p.Pid, p.Parent, p.Command)
@@ -485,6 +494,15 @@ func (s *server) check() {
 	s.end(syscall.SIGTERM, 0)
 	if s.t.Failed() {
 		s.t.Logf("the log:\n%s", s.logText())
+	}
+}
+
+// swept waits until no call has a scratch directory.
+func (s *server) swept() {
+	s.t.Helper()
+	var left []os.DirEntry
+	if !proctest.Eventually(func() bool { left, _ = os.ReadDir(s.scratch); return len(left) == 0 }) {
+		s.t.Errorf("scratch directories are left in %s: %v", s.scratch, left)
 	}
 }
 
@@ -520,6 +538,9 @@ func (s *server) gone(all []proc.Process, code int) {
 	}
 	if got := exitCode(s.cmd.ProcessState); got != code {
 		s.t.Errorf("exit code %d, want %d\nthe log:\n%s", got, code, s.logText())
+	}
+	if _, err := os.Lstat(s.scratch); code == 0 && !errors.Is(err, fs.ErrNotExist) {
+		s.t.Errorf("%s is left (%v)\nthe log:\n%s", s.scratch, err, s.logText())
 	}
 	for _, p := range all {
 		if !proctest.Eventually(func() bool { return !p.There() }) {

@@ -34,7 +34,7 @@ import threading
 import traceback
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 
-__all__ = ["task", "serve", "progress", "call", "Call", "Reply", "Failure", "Cancelled"]
+__all__ = ["task", "serve", "progress", "call", "scratch", "Call", "Reply", "Failure", "Cancelled"]
 __version__ = "0.1"
 
 PROTOCOL = 1
@@ -123,6 +123,15 @@ def call():
     if current is None or _session is None or current is not _session.call:
         raise RuntimeError("no call of hangup is running here")
     return current
+
+
+def scratch():
+    """The path of a directory that is this call's alone, empty at first. It is removed with
+    all that is in it when the call has ended, however it ends. RuntimeError when there is none."""
+    path = call().scratch
+    if not path:
+        raise RuntimeError("the server gave this call no scratch directory")
+    return path
 
 
 def progress(**members):

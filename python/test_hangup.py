@@ -82,6 +82,10 @@ def work():
         return [call.id, call.task, call.content_type, call.traceparent, call.scratch]
 
     @hangup.task
+    def scratch(input):
+        return hangup.scratch()
+
+    @hangup.task
     def generate(input):
         for part in eval(input):
             yield part
@@ -493,6 +497,12 @@ class Results(unittest.TestCase):
     def test_call(self):
         _, _, body = self.worker.call("who", b"x", "text/plain", traceparent="00-1", scratch="/s", unknown="key")
         self.assertEqual(json.loads(body), ["call-%d" % self.worker.number, "who", "text/plain", "00-1", "/s"])
+
+    def test_scratch(self):
+        _, _, body = self.worker.call("scratch", scratch="/tmp/hangup/1")
+        self.assertEqual(json.loads(body), "/tmp/hangup/1")
+        _, _, failure = self.worker.call("scratch")
+        self.assertEqual((failure["error"], failure["message"]), ("RuntimeError", "the server gave this call no scratch directory"))
 
     def test_big_bodies(self):
         body = os.urandom(8 << 20) + b"odd"

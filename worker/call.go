@@ -25,7 +25,7 @@ type Call struct {
 	Task        string // the name of the task
 	ContentType string // the media type of the input; may be ""
 	Traceparent string // the W3C trace context; "" when there is none
-	Scratch     string // a directory that is removed when the call has ended
+	Scratch     string // the path of a directory that is the call's alone and is removed when it has ended; "" when there is none
 
 	// Body is the input, as it arrives. A task need not read all of it.
 	Body io.Reader

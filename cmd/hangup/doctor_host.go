@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/scratch"
 )
 
 func kernel() finding {
@@ -199,4 +202,26 @@ func spoolDir(dir string) finding {
 		return finding{"spool", missing, "large bodies cannot wait in files: " + err.Error(), "name a directory that this user may write to with spool.dir, or set TMPDIR"}
 	}
 	return finding{Check: "spool", Verdict: sound, Detail: shown + " can be written"}
+}
+
+// scratchDir makes a directory for a call as the server would, and removes it.
+func scratchDir(ctx context.Context, dir string) finding {
+	const remedy = "name a directory on a local disk that this user may write to with spool.dir, or set TMPDIR"
+	var left error
+	base, err := scratch.Open(dir, func(e event.Event) {
+		if t, ok := e.(event.Trouble); ok {
+			left = t.Err
+		}
+	})
+	if err != nil {
+		return finding{"scratch", missing, "calls can have no directory: " + err.Error(), remedy}
+	}
+	call := base.Holder(nil)
+	_, err = call.Begin(ctx, "doctor")
+	call.End()
+	base.Close(true)
+	if err = errors.Join(err, left); err != nil {
+		return finding{"scratch", missing, "calls can have no directory: " + err.Error(), remedy}
+	}
+	return finding{Check: "scratch", Verdict: sound, Detail: "a directory was made, locked and removed in " + filepath.Dir(base.Path())}
 }

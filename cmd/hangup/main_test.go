@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"unicode/utf8"
 
@@ -47,6 +48,27 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if code != want {
 		ts.Fatalf("%s: exit code %d, want %d", args[1], code, want)
+	}
+}
+
+// full is a disk without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// Output that is lost is a failure, whichever verb's it is.
+func TestFullStdout(t *testing.T) {
+	for _, line := range []string{
+		"", "--help", "--version", "help", "run --help", "completion", "completion --help", "completion bash", "completion zsh", "completion fish",
+		"completion powershell", "__complete ch", "version", "version --json", "check --schema", "init " + t.TempDir() + "/starter",
+	} {
+		var said strings.Builder
+		if code := run(strings.Fields(line), strings.NewReader(""), full{}, &said); code != exitFailed {
+			t.Errorf("hangup %s: exit code %d, want %d", line, code, exitFailed)
+		}
+		if !strings.Contains(said.String(), syscall.ENOSPC.Error()) || strings.Contains(said.String(), "tells how") {
+			t.Errorf("hangup %s: %q", line, said.String())
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
@@ -51,13 +52,17 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	out := &output{Writer: stdout}
+	root.SetOut(out)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteC()
+	var exit *exitError
+	if lost := out.lost(); lost != nil && !errors.As(err, &exit) { // in a help or a completion, say
+		err = &exitError{exitFailed, fmt.Errorf("cannot write the output: %w", lost)}
+	}
 	if err == nil {
 		return 0
 	}
-	var exit *exitError
 	if !errors.As(err, &exit) { // cobra's own: it never reached the verb
 		exit = &exitError{exitUsage, fmt.Errorf("%s; `%s --help` tells how", firstLine(err), cmd.CommandPath())}
 	}
@@ -65,6 +70,32 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), exit.err)
 	}
 	return exit.code
+}
+
+// output is stdout. It remembers when something could not be written, for those who
+// do not ask.
+type output struct {
+	io.Writer
+	mu  sync.Mutex
+	err error // the first
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.Writer.Write(b)
+	if err != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if o.err == nil {
+			o.err = err
+		}
+	}
+	return n, err
+}
+
+func (o *output) lost() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
 }
 
 func newRoot() *cobra.Command {

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -100,7 +101,11 @@ func makeCall(cmd *cobra.Command, target string, o *runOptions) error {
 		i := &interrupted{s.(syscall.Signal)}
 		cancel(i) // which closes the connection
 		select {
-		case <-ended:
+		case late := <-ended:
+			var p *client.Problem
+			if errors.As(late, &p) {
+				r.over.Store(true)
+			}
 		case <-time.After(lastWords):
 			stuck = true // nobody reads the output
 		case <-signals:
@@ -113,7 +118,11 @@ func makeCall(cmd *cobra.Command, target string, o *runOptions) error {
 
 	var i *interrupted
 	if errors.As(err, &i) {
-		err = fmt.Errorf("%v: hung up after %s; the server ends the call and all its processes", i, seconds(time.Since(began)))
+		what := "hung up after %s; the server ends the call and all its processes"
+		if r.over.Load() {
+			what = "after %s; the call had ended already, and what came of it may not be written in full"
+		}
+		err = fmt.Errorf("%v: "+what, i, seconds(time.Since(began)))
 		if o.json && !o.stream && !stuck {
 			_ = printJSON(cmd.OutOrStdout(), runDocument{Error: err.Error()}) // stderr has it, too
 		}
@@ -180,6 +189,7 @@ type running struct {
 	call     client.Call
 	asJSON   bool
 	screen   *screen
+	over     atomic.Bool // the server has told how the call ended
 	document runDocument // what is known of it, for --json
 }
 
@@ -218,16 +228,31 @@ func (r *running) run(ctx context.Context, c *client.Client) error {
 		if err != nil {
 			return err
 		}
+		r.over.Store(true)
 		r.document.Outcome = "done"
 		r.document.take(body)
 		r.screen.end()
 		return printJSON(r.screen.stdout, r.document)
 	}
-	_, err = io.Copy(r.screen, reply.Body)
+	_, err = io.Copy(r.screen, noting{reply.Body, &r.over})
 	if err == nil {
 		r.screen.finish()
 	}
 	return err
+}
+
+// noting notes when a reply has come to its end, which may be before it is written.
+type noting struct {
+	io.Reader
+	over *atomic.Bool
+}
+
+func (n noting) Read(b []byte) (int, error) {
+	got, err := n.Reader.Read(b)
+	if err == io.EOF {
+		n.over.Store(true)
+	}
+	return got, err
 }
 
 // take puts a result into the member that fits it.
@@ -268,6 +293,7 @@ func (r *running) watch(events *client.Events, id string) error {
 			return err
 		}
 		last := e.Name == "result" || e.Name == "problem"
+		r.over.Store(last)
 		if r.asJSON {
 			err = r.printEvent(e)
 		} else {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -105,6 +106,49 @@ func TestStreamOfOtherResults(t *testing.T) {
 		if code != tt.code || out != tt.out || !strings.Contains(said, tt.says) {
 			t.Errorf("%q: exit %d, stdout %q, stderr %q", tt.last, code, out, said)
 		}
+	}
+}
+
+// interrupts is a stdout that nobody reads, whose writer presses Ctrl-C meanwhile.
+type interrupts struct{ over <-chan struct{} }
+
+func (w interrupts) Write([]byte) (int, error) {
+	syscall.Kill(os.Getpid(), syscall.SIGINT)
+	<-w.over
+	return 0, io.ErrClosedPipe
+}
+
+// Ctrl-C after a call has ended does not claim that it was ended by that.
+func TestInterruptedTooLate(t *testing.T) {
+	result := func(w http.ResponseWriter, r *http.Request) {
+		streams(begins+"event: result\ndata: {\"call\":\"id-1\",\"content_type\":\"application/json\",\"json\":1}\n\n")(w, r)
+	}
+	plain := func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "1") }
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "1")
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}
+	for _, tt := range []struct {
+		name   string
+		answer http.HandlerFunc
+		flag   string
+		says   string
+	}{
+		{"whole in memory", plain, "--json", "the call had ended already"},
+		{"whole", plain, "--json=false", "the call had ended already"},
+		{"the last event", result, "--stream", "the call had ended already"},
+		{"in the middle", endless, "--json=false", "the server ends the call"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var said strings.Builder
+			over := make(chan struct{})
+			defer close(over)
+			code := run([]string{"run", "x", tt.flag, "--url", server(t, tt.answer)}, strings.NewReader(""), interrupts{over}, &said)
+			if code != 130 || !strings.Contains(said.String(), tt.says) {
+				t.Errorf("exit %d, %q; want 130 and %q", code, said.String(), tt.says)
+			}
+		})
 	}
 }
 

@@ -38,6 +38,9 @@ type screen struct {
 
 // terminal tells whether a stream of the program is one.
 func terminal(stream any) bool {
+	if o, ok := stream.(*output); ok {
+		stream = o.Writer
+	}
 	f, ok := stream.(*os.File)
 	if !ok {
 		return false

@@ -169,9 +169,10 @@ var problems = []problem{
 		"Workers of this workload do not start. The server keeps trying, and its log says why; GET /workloads gives the last reason.",
 	},
 	{
-		"spool-full", http.StatusInsufficientStorage, "There is no room for the body",
-		[]error{call.ErrSpoolFull},
-		"Large bodies wait in files, which have as much room as spool.max says. No work was started; send the call again later.",
+		"spool-full", http.StatusInsufficientStorage, "There is no room for the call's files",
+		[]error{call.ErrSpoolFull, call.ErrNoScratch},
+		"Large bodies wait in files, which have as much room as spool.max says; and each call has a scratch directory, for which " +
+			"the disk may have no room, or no permission. No work was started; send the call again later.",
 	},
 	{
 		"internal-error", http.StatusInternalServerError, "The server failed", nil,

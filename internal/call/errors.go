@@ -22,6 +22,7 @@ var (
 	ErrBodyTooLarge   = errors.New("the body is too large")
 	ErrInvalidInput   = errors.New("invalid input")
 	ErrSpoolFull      = errors.New("the spool is full")
+	ErrNoScratch      = errors.New("the call can have no scratch directory")
 	ErrQueueFull      = errors.New("the queue is full")
 	ErrQueueTimeout   = errors.New("no worker became free in time")
 	ErrDown           = errors.New("the workload is down")
@@ -46,7 +47,7 @@ var (
 
 var refusals = []error{
 	ErrBadRequest, ErrUnauthorized, ErrForbidden, ErrNoSuchWorkload, ErrNoSuchTask, ErrTooManyCalls, ErrBodyTimeout,
-	ErrBodyTooLarge, ErrInvalidInput, ErrSpoolFull, ErrQueueFull, ErrQueueTimeout, ErrDown, ErrDraining,
+	ErrBodyTooLarge, ErrInvalidInput, ErrSpoolFull, ErrNoScratch, ErrQueueFull, ErrQueueTimeout, ErrDown, ErrDraining,
 }
 
 // RetryError is a refusal with a hint when to come back.
@@ -129,9 +130,9 @@ func Outcome(err error) event.Outcome {
 }
 
 // Orderly tells whether a Do that returned err leaves its worker as it was: the work
-// said of itself how it ended, or that its input was malformed.
+// said of itself how it ended, or that its input was malformed; or it was not begun.
 func Orderly(err error) bool {
-	return err == nil || errors.Is(err, ErrFailed) || errors.Is(err, ErrBadRequest)
+	return err == nil || errors.Is(err, ErrFailed) || errors.Is(err, ErrBadRequest) || errors.Is(err, ErrNoScratch)
 }
 
 // CancelledBy names who ended a call whose context ended with cause: caller,

@@ -69,8 +69,8 @@ func schema(c *Config) value {
 				key{"per_minute", "Hang-ups a minute, on and on.", set(&c.Limits.Hangups.PerMinute, whole(1, MaxHangups))},
 			)},
 		)},
-		key{"spool", "Where inputs of more than 64 KiB wait for their worker.", object(
-			key{"dir", "The directory of the spool files, which must exist; \"\" is the system's temporary directory.", set(&c.Spool.Dir, optional(folder))},
+		key{"spool", "Where inputs of more than 64 KiB wait for their worker, and where the scratch directories of calls lie.", object(
+			key{"dir", "The directory of the spool files and scratch directories, which must exist and be on a local disk; \"\" is the system's temporary directory. Users that workloads run as must be able to pass through it.", set(&c.Spool.Dir, optional(folder))},
 			key{"max", "Bytes for all calls together; 0: nothing is spooled, and larger inputs get 507.", set(&c.Spool.Max, size(0))},
 		)},
 		key{"drain", "How long running calls may go on after SIGTERM, before the stop sequence ends them.", set(&c.Drain, duration(false))},

@@ -29,6 +29,7 @@ import (
 	"example.com/hangup/internal/observe"
 	"example.com/hangup/internal/pool"
 	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/scratch"
 	"example.com/hangup/internal/spool"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/google/uuid"
@@ -61,6 +62,7 @@ type server struct {
 	host     *proc.Host
 	held     event.Containment // by the host
 	bodies   *spool.Spool
+	scratch  *scratch.Base
 	observer *observe.Observer
 	pools    *pools
 	calls    *calls.Registry
@@ -89,6 +91,11 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer s.bodies.Close()
+	if s.scratch, err = scratch.Open(o.Config.Spool.Dir, func(e event.Event) { s.observer.Sink()(e) }); err != nil {
+		return err
+	}
+	ended := true // every tree has
+	defer func() { s.scratch.Close(ended) }()
 	if s.watch, err = connwatch.New(); err != nil {
 		return err
 	}
@@ -96,7 +103,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if s.host, err = proc.Open(proc.Options{Shim: o.Shim, Supervisor: o.Supervisor, Cgroup: o.Config.Containment.Cgroup}); err != nil {
 		return err
 	}
-	defer s.host.Close()
+	defer func() { ended = s.host.Close() == nil }()
 	s.held = s.host.Containment()
 	if err := enough(s.held, o.Config.Containment.Minimum); err != nil {
 		return err
@@ -132,6 +139,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.serveAs(o.Config)
 	s.http = s.newHTTP()
 	s.logStart()
+	s.scratch.Sweep()
 	return s.serve(ctx)
 }
 
@@ -282,7 +290,7 @@ func (s *server) logStart() {
 	s.logWarnings(c)
 	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", c.TLS.On(),
 		"pid", os.Getpid(), "supervisor_pid", s.supervisorPid(),
-		"containment", s.held.Level, "isolation", s.weakest(), "workloads", names(c))
+		"containment", s.held.Level, "isolation", s.weakest(), "workloads", names(c), "scratch", s.scratch.Path())
 	if s.doors.Inherited() {
 		s.log.Info("the sockets were handed over by the service manager: listen in the config is not used")
 	}

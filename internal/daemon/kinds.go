@@ -25,7 +25,7 @@ func (s *server) open(ctx context.Context, w config.Workload, emit event.Sink) *
 }
 
 func launchWorker(s *server, w config.Workload, emit event.Sink) pool.Launch {
-	o := worker.Options{Host: s.host, Workload: w, Emit: emit}
+	o := worker.Options{Host: s.host, Scratch: s.scratch, Workload: w, Emit: emit}
 	return func(ctx context.Context, exited func()) (pool.Worker, pool.Info, error) {
 		one, err := worker.Start(ctx, o, exited)
 		if one == nil {

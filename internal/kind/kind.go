@@ -38,6 +38,10 @@ func Environ(w config.Workload, extra ...string) []string {
 	return append(env, extra...)
 }
 
+// ScratchEnv is the variable by which a program that does one call, and ends with it, is
+// told the call's scratch directory. A worker that lives on is told in each call's header.
+const ScratchEnv = "HANGUP_SCRATCH"
+
 // Sequence runs the stop sequence on a tree: its main process is asked to end,
 // has so long to do it, and then everything left is killed. It returns when the
 // kill has been ordered; how it went is the tree's verdict. The steps, of which

@@ -32,6 +32,14 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	if ctx.Err() != nil { // Cancel or Stop may have been here already: nothing must be sent now
 		return context.Cause(ctx)
 	}
+	dir, err := w.place.Begin(ctx, c.ID)
+	switch {
+	case ctx.Err() != nil:
+		w.place.End()
+		return context.Cause(ctx)
+	case err != nil:
+		return fmt.Errorf("%w: %v", call.ErrNoScratch, err)
+	}
 	w.seq++
 	w.idle = false
 	if w.o.Workload.Stop.Cooperative > 0 { // only then Cancel will ask
@@ -40,8 +48,8 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	w.output.Begin(c.ID)
 	release := w.interruptible(ctx)
 
-	sent := w.send(ctx, c)
-	err := w.receive(ctx, c)
+	sent := w.send(ctx, c, dir)
+	err = w.receive(ctx, c)
 	if !call.Orderly(err) {
 		// The worker will take nothing more.
 		w.requests.SetWriteDeadline(past)
@@ -58,6 +66,7 @@ func (w *Worker) Do(ctx context.Context, c *call.Call) error {
 	w.idle = call.Orderly(err)
 	if w.idle { // else what it writes while it is being stopped is still of this call
 		w.output.End()
+		w.place.End()
 	}
 	if ctx.Err() != nil && err != nil {
 		return context.Cause(ctx)
@@ -74,7 +83,7 @@ func (e *inputError) Error() string { return "cannot read the input back: " + e.
 // before send returns; a larger one by a goroutine of its own, since a worker
 // may reply before it has taken in everything. The channel tells how it went.
 // When it went wrong, the worker has exitWait to say or show why.
-func (w *Worker) send(ctx context.Context, c *call.Call) <-chan error {
+func (w *Worker) send(ctx context.Context, c *call.Call, dir string) <-chan error {
 	done := make(chan error, 1)
 	sent := func(err error) {
 		if err != nil {
@@ -89,7 +98,8 @@ func (w *Worker) send(ctx context.Context, c *call.Call) <-chan error {
 	size := c.Input.Size()
 	head, err := wire.AppendHead(nil,
 		wire.KeyCall, c.ID, wire.KeyTask, task, wire.KeyContentType, c.Input.ContentType(),
-		wire.KeySize, strconv.FormatInt(size, 10), wire.KeyTraceparent, c.Traceparent)
+		wire.KeySize, strconv.FormatInt(size, 10), wire.KeyTraceparent, c.Traceparent,
+		wire.KeyScratch, dir)
 	switch {
 	case err != nil:
 		sent(&inputError{err})

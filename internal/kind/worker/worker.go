@@ -3,7 +3,7 @@
 //
 // A [Worker] is driven by one goroutine at a time: the call's own while it runs,
 // the pool's when it is to be cancelled or stopped. It imports call, config,
-// event, kind, proc and wire.
+// event, kind, proc, scratch and wire.
 package worker
 
 import (
@@ -22,6 +22,7 @@ import (
 	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/kind"
 	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/scratch"
 	"example.com/hangup/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -39,6 +40,8 @@ const cancelAgain = 100 * time.Millisecond
 // Options say how to start workers.
 type Options struct {
 	Host     *proc.Host
+	Scratch  *scratch.Base
+	Owner    *scratch.Owner // of scratch directories: the user the worker runs as; nil: the server's
 	Workload config.Workload
 	Emit     event.Sink
 }
@@ -60,7 +63,8 @@ type Worker struct {
 	cut    bool          // a frame was written in part: nothing more can be said
 	closed bool          // the pipes are
 	buf    []byte
-	polled []unix.PollFd // the pipes, for Sound
+	place  *scratch.Holder // of the scratch directory of the call
+	polled []unix.PollFd   // the pipes, for Sound
 
 	stopped bool // the stop sequence has run; Stop's own
 }
@@ -70,7 +74,7 @@ type Worker struct {
 // not become ready before ctx ends is returned with the error: it is to be
 // stopped.
 func Start(ctx context.Context, o Options, exited func()) (*Worker, error) {
-	w := &Worker{o: o}
+	w := &Worker{o: o, place: o.Scratch.Holder(o.Owner)}
 	if err := w.spawn(ctx); err != nil {
 		return nil, err
 	}
@@ -260,7 +264,9 @@ func (w *Worker) Cancel(ctx context.Context) error {
 			w.replies.SetReadDeadline(time.Time{})
 			w.output.End()
 			err = w.unchanged()
-			w.idle = err == nil
+			if w.idle = err == nil; w.idle {
+				w.place.End()
+			}
 			return err
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
@@ -336,11 +342,12 @@ func (w *Worker) shutdown() bool {
 	return w.idle && w.write(wire.Append(w.buf[:0], wire.Frame{Type: wire.TypeShutdown})) == nil
 }
 
-// close lets go of what the tree leaves behind. A Do that is returning is waited
-// for.
+// close lets go of what the tree leaves behind: nobody can write into the scratch
+// directory now. A Do that is returning is waited for.
 func (w *Worker) close() {
 	w.talk.Lock()
 	w.closePipes()
+	w.place.Close()
 	w.talk.Unlock()
 	w.output.Close()
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/proctest"
+	"example.com/hangup/internal/scratch"
 	"example.com/hangup/internal/wire"
 )
 
@@ -109,6 +111,16 @@ func options(t *testing.T, e *events, program string, args ...string) Options {
 	t.Helper()
 	shim := proctest.Shim(t)
 	proctest.Check(t)
+	base, err := scratch.Open(t.TempDir(), e.sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // when the host has ended every tree
+		base.Close(false)
+		if left, err := os.ReadDir(base.Path()); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("scratch directories are left: %v, %v", left, err)
+		}
+	})
 	host, err := proc.Open(proc.Options{Shim: shim, Patience: proctest.Patience})
 	if err != nil {
 		t.Fatal(err)
@@ -124,7 +136,7 @@ func options(t *testing.T, e *events, program string, args ...string) Options {
 		name, value, _ := strings.Cut(entry, "=")
 		vars[name] = value
 	}
-	return Options{Host: host, Emit: e.sink, Workload: config.Workload{
+	return Options{Host: host, Scratch: base, Emit: e.sink, Workload: config.Workload{
 		Name: "w", Command: argv, Env: vars,
 		Stop:   config.Stop{Signal: syscall.SIGTERM, Grace: 100 * time.Millisecond},
 		Limits: config.WorkLimits{Output: 64 << 20},
