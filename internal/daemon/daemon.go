@@ -91,7 +91,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer s.bodies.Close()
-	if s.scratch, err = scratch.Open(o.Config.Spool.Dir, func(e event.Event) { s.observer.Sink()(e) }); err != nil {
+	if s.scratch, err = scratch.Open(o.Config.Spool.Dir, s.tell); err != nil {
 		return err
 	}
 	ended := true // every tree has
@@ -141,6 +141,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.logStart()
 	s.scratch.Sweep()
 	return s.serve(ctx)
+}
+
+// tell hands on what happens, once there is somebody who listens.
+func (s *server) tell(e event.Event) {
+	if s.observer != nil {
+		s.observer.Sink()(e)
+	}
 }
 
 // serveAs has the requests to come served as the config says.
