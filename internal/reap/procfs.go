@@ -44,11 +44,16 @@ func scan() lister {
 	return func(pid int) []int { return of[pid] }
 }
 
+// stat returns the fields of a process's stat file that stand behind its name, which
+// may hold anything: state, ppid …
+func stat(pid int) [][]byte {
+	line := read(procPath(pid, "stat"))
+	return bytes.Fields(line[bytes.LastIndexByte(line, ')')+1:])
+}
+
 // parent returns the parent of pid, or 0.
 func parent(pid int) int {
-	stat := read(procPath(pid, "stat"))
-	// pid (name) state ppid …, and the name may hold anything.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	fields := stat(pid)
 	if len(fields) < 2 {
 		return 0
 	}
@@ -89,6 +94,10 @@ func read(path string) []byte {
 		return nil
 	}
 	defer unix.Close(fd)
+	return readAll(fd)
+}
+
+func readAll(fd int) []byte {
 	b := make([]byte, 0, 1024)
 	for {
 		n, err := unix.Read(fd, b[len(b):cap(b)])

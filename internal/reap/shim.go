@@ -17,6 +17,9 @@ type shim struct {
 	conn    *Conn
 	reaper  *reaper
 	main    int       // the worker's main process; 0 when it has ended
+	guard   *guard    // of the newest tree; it looks on no longer than until the stop
+	limit   string    // the limit over which that tree was
+	shot    bool      // the server had SIGKILL sent to its main process
 	stop    time.Time // when the stop began; zero when no stop is under way
 	beat    time.Time // the last sign of life
 	reports int       // verdicts given in this stop
@@ -44,7 +47,7 @@ func Shim() int {
 	if err != nil {
 		return fail("shim", err)
 	}
-	s := &shim{conn: conn, reaper: reaper}
+	s := &shim{conn: conn, reaper: reaper, guard: &guard{}}
 	reaper.exited, reaper.alive = s.exited, s.alive
 	if err := conn.Send(Hello{Version: ProtocolVersion, Build: Build}); err != nil {
 		return 0 // the server has lost interest
@@ -145,6 +148,9 @@ func (s *shim) loop(orders <-chan order, serverGone <-chan struct{}, deaths <-ch
 		case <-serverGone:
 			serverGone = nil
 			s.leave()
+		case limit := <-s.guard.over:
+			s.limit = limit
+			s.beginStop()
 		case <-deaths:
 		case <-timer.C:
 		}
@@ -169,6 +175,7 @@ func (s *shim) obey(o order) {
 	case Signal:
 		// Not reaped yet, so the number is still the main process's own.
 		if s.main != 0 {
+			s.shot = s.shot || m.Signal == unix.SIGKILL
 			unix.Kill(s.main, m.Signal)
 		}
 	case Kill:
@@ -193,6 +200,7 @@ func (s *shim) beginStop() {
 	}
 	s.stop = time.Now()
 	s.reports = 0
+	s.guard.end()
 	s.reaper.begin()
 }
 
@@ -202,17 +210,27 @@ func (s *shim) start(m Start, files []int) {
 		s.conn.Send(StartFailed{StageOrder, unix.EBUSY})
 		return
 	}
+	guard, err := newGuard(noGroup, m.Limits)
+	if err != nil {
+		s.conn.Send(failed(StageLimits, err))
+		return
+	}
+	s.guard, s.limit, s.shot = guard, "", false
+	m.Limits.CPUs = guard.left.CPUs
 	done := make(chan Message)
 	go func() { done <- start(m, files) }()
 	answer := <-done
 	if started, ok := answer.(Started); ok {
 		s.main = started.Pid
-		if err := limitFiles(s.main, m.Nofile); err != nil {
+		if err := limitProcess(s.main, m); err != nil {
 			answer = failed(StageFiles, err)
 			s.beginStop()
 		}
 	}
 	s.conn.Send(answer)
+	if s.main != 0 && s.stop.IsZero() {
+		guard.watch(s.reaper.self, m.User)
+	}
 }
 
 // exited is told of every death below. That of the main process is the end of
@@ -223,9 +241,12 @@ func (s *shim) exited(pid int, e Exited) {
 	}
 	s.main = 0
 	if s.stop.IsZero() {
+		s.limit = s.guard.exceeded()
+		e.OOM = s.limit == "" && killed(e.Status) && !s.shot && s.guard.starved()
 		s.beginStop()
 		s.reaper.reaped = 1 // the main process
 	}
+	e.Limit = s.limit
 	s.conn.Send(e)
 }
 
