@@ -44,7 +44,7 @@ var rooms = map[string][]string{
 	},
 	"internal/daemon": { // the wiring: every room a call goes through
 		"internal/api", "internal/call", "internal/calls", "internal/config", "internal/connwatch", "internal/event",
-		"internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/spool",
+		"internal/kind", "internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/spool",
 	},
 	"internal/client":   {},
 	"internal/proctest": {},

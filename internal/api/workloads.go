@@ -27,6 +27,9 @@ type (
 		Workers []worker `json:"workers"`
 		State   string   `json:"state"`
 		Reason  string   `json:"reason"`
+
+		// How each limit of the workers' process trees is enforced; without a limit, nothing.
+		Limits map[string]string `json:"limits"`
 	}
 	worker struct {
 		Pid     int               `json:"pid"`
@@ -59,7 +62,10 @@ func (s *server) listWorkloads(v *visit) {
 func view(p event.Pool) workload {
 	w := workload{
 		Name: p.Name, Kind: p.Kind, Limit: p.Limit, Spares: p.Spares, Queued: p.Queued,
-		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
+		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason, Limits: p.Limits,
+	}
+	if w.Limits == nil {
+		w.Limits = map[string]string{}
 	}
 	for _, one := range p.Workers {
 		w.Workers = append(w.Workers, worker{

@@ -107,7 +107,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	var emit event.Sink
-	s.pools = &pools{open: func(w config.Workload) *pool.Pool { return s.open(work, w, emit) }}
+	s.pools = &pools{open: func(w config.Workload) *pool.Pool { return s.open(work, w, emit) }, enforced: s.enforced}
 	s.observer = observe.New(observe.Options{
 		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Level: containment, Isolation: isolation,
 	})
@@ -285,9 +285,18 @@ func (s *server) logStart() {
 	if s.doors.Inherited() {
 		s.log.Info("the sockets were handed over by the service manager: listen in the config is not used")
 	}
-	if os.Geteuid() == 0 {
+	var rooted []string // run as root where this server is
+	for _, w := range c.Workloads {
+		if w.User == nil {
+			rooted = append(rooted, w.Name)
+		}
+		if how := s.enforced(w); len(how) > 0 {
+			s.log.Info("limits of a workload", "workload", w.Name, "enforced", how)
+		}
+	}
+	if os.Geteuid() == 0 && len(rooted) > 0 {
 		s.log.Warn("running as root: the workers are root, too, and nothing keeps them from the rest of the machine",
-			"remedy", "run hangup as an ordinary user")
+			"workloads", rooted, "remedy", "give each workload a user, or run hangup as an ordinary user")
 	}
 }
 

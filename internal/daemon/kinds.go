@@ -5,6 +5,7 @@ import (
 
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/kind"
 	"example.com/hangup/internal/kind/worker"
 	"example.com/hangup/internal/pool"
 )
@@ -22,6 +23,11 @@ func (s *server) open(ctx context.Context, w config.Workload, emit event.Sink) *
 		StartTimeout: w.StartTimeout, Timeout: w.Timeout, Cooperative: w.Stop.Cooperative,
 		Launch: kinds[w.Kind](s, w, emit), Emit: emit,
 	})
+}
+
+// enforced tells how each limit of a workload's process trees is enforced here.
+func (s *server) enforced(w config.Workload) map[string]string {
+	return s.host.Enforcement(kind.Limits(w))
 }
 
 func launchWorker(s *server, w config.Workload, emit event.Sink) pool.Launch {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -24,7 +25,8 @@ import (
 // out hands back, untouched, whoever found it too late, and [pools.Do] looks again.
 // The mutex guards the lists and is never held while a pool is waited for.
 type pools struct {
-	open func(config.Workload) *pool.Pool
+	open     func(config.Workload) *pool.Pool
+	enforced func(config.Workload) map[string]string // how each limit of a workload's trees is
 
 	mu       sync.Mutex
 	current  []*member // in the order of the config
@@ -73,8 +75,15 @@ func (ps *pools) find(workload string) *member {
 }
 
 // prepare makes a plan for these workloads and no others. Nothing that is there is
-// touched. It fails in a drain. There is one plan at a time.
+// touched. It fails in a drain, and where this server may not run them. There is one
+// plan at a time.
 func (ps *pools) prepare(workloads []config.Workload) (*plan, error) {
+	for _, w := range workloads {
+		if w.User != nil && os.Geteuid() != 0 {
+			return nil, fmt.Errorf("workloads.%s.user: only root can run workers as %s, and this is uid %d: run hangup as root, or leave user out",
+				w.Name, w.User.Name, os.Geteuid())
+		}
+	}
 	p := &plan{changes: changes{[]string{}, []string{}, []string{}}}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -170,12 +179,10 @@ func (ps *pools) all() (current, retiring []*member) {
 func (ps *pools) snapshots() []event.Pool {
 	current, retiring := ps.all()
 	list := make([]event.Pool, 0, len(current)+len(retiring))
-	for _, m := range current {
-		list = append(list, m.Snapshot())
-	}
-	for _, m := range retiring {
+	for i, m := range slices.Concat(current, retiring) {
 		snapshot := m.Snapshot()
-		snapshot.Retiring = true
+		snapshot.Retiring = i >= len(current)
+		snapshot.Limits = ps.enforced(m.workload)
 		list = append(list, snapshot)
 	}
 	return list

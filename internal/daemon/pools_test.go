@@ -212,7 +212,7 @@ type set struct {
 func newSet(t *testing.T) *set {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &set{}
-	s.pools = &pools{open: func(w config.Workload) *pool.Pool {
+	s.pools = &pools{enforced: func(config.Workload) map[string]string { return nil }, open: func(w config.Workload) *pool.Pool {
 		name := w.Name + w.Env["VERSION"]
 		s.opened = append(s.opened, name)
 		return pool.New(ctx, pool.Options{
