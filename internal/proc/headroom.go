@@ -109,14 +109,22 @@ const (
 // in the config.
 func (h *Host) Enforcement(l Limits) map[string]string {
 	how := map[string]string{}
-	if l.Memory > 0 {
-		how[reap.LimitMemory] = BySampling
-	}
-	if l.Pids > 0 {
-		how[reap.LimitPids] = BySampling
-	}
-	if l.CPUs > 0 {
-		how["cpus"] = ByAffinity
+	for _, limit := range []struct {
+		given               bool
+		name                string
+		controller, without string
+	}{
+		{l.Memory > 0, reap.LimitMemory, "memory", BySampling},
+		{l.Pids > 0, reap.LimitPids, "pids", BySampling},
+		{l.CPUs > 0, "cpus", "cpu", ByAffinity},
+	} {
+		switch {
+		case !limit.given:
+		case slices.Contains(h.controllers, limit.controller):
+			how[limit.name] = ByCgroup
+		default:
+			how[limit.name] = limit.without
+		}
 	}
 	return how
 }

@@ -9,13 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// noGroup stands for the cgroup of a shim that has none.
-const noGroup = -1
-
 // A guard keeps one tree within its limits. Where the tree is in a cgroup with the
 // controller for it the kernel does that, and counts; the rest is left to a meter.
 type guard struct {
-	group  int    // the cgroup as a directory; noGroup: none
+	group  *group // nil: none
 	kernel Limits // those that the cgroup enforces
 	left   Limits // those that it does not
 	before counts // when the tree was about to start
@@ -24,25 +21,27 @@ type guard struct {
 	stop   chan struct{} // ends the meter; nil: none is under way
 }
 
-// newGuard writes the limits into the cgroup of a tree that is about to start, and
-// takes away those of the one before it.
-func newGuard(group int, l Limits) (*guard, error) {
-	g := &guard{group: group, left: l}
-	if group != noGroup {
+// newGuard writes the limits into the cgroup of a tree that is about to start; nil
+// stands for none.
+func newGuard(cgroup *group, l Limits) (*guard, error) {
+	g := &guard{group: cgroup, left: l}
+	if cgroup != nil {
 		for _, c := range controls {
-			limit, kernel := c.limit(&g.left), c.limit(&g.kernel)
-			err := writeAt(group, c.file, c.text(*limit))
-			if err == unix.ENOENT { // the group has not this controller
+			limit := c.limit(&g.left)
+			if *limit == 0 {
 				continue
 			}
-			if err != nil && *limit > 0 {
+			switch err := cgroup.write(c.file, c.text(*limit)); err {
+			case nil:
+				*c.limit(&g.kernel), *limit = *limit, 0
+			case unix.ENOENT: // the group has not this controller
+			default:
 				return nil, err
 			}
-			*kernel, *limit = *limit, 0
 		}
 		if g.kernel.Memory > 0 {
-			writeAt(group, "memory.swap.max", "0") //nolint:errcheck // a kernel without swap accounting has not this file
-			if err := writeAt(group, "memory.oom.group", "1"); err != nil {
+			cgroup.write("memory.swap.max", "0") // a kernel that does not account for swap has not this file
+			if err := cgroup.write("memory.oom.group", "1"); err != nil {
 				return nil, err
 			}
 		}
@@ -57,20 +56,15 @@ var controls = []struct {
 	limit func(l *Limits) *int64
 	text  func(n int64) string
 }{
-	{"memory.max", func(l *Limits) *int64 { return &l.Memory }, orMax},
-	{"pids.max", func(l *Limits) *int64 { return &l.Pids }, orMax},
+	{"memory.max", func(l *Limits) *int64 { return &l.Memory }, decimal},
+	{"pids.max", func(l *Limits) *int64 { return &l.Pids }, decimal},
 	{"cpu.max", func(l *Limits) *int64 { return &l.CPUs }, func(n int64) string {
 		const period = 100_000 // µs, the kernel's default
-		return orMax(n*period/1000) + " " + strconv.Itoa(period)
+		return decimal(n*period/1000) + " " + decimal(period)
 	}},
 }
 
-func orMax(n int64) string {
-	if n == 0 {
-		return "max"
-	}
-	return strconv.FormatInt(n, 10)
-}
+func decimal(n int64) string { return strconv.FormatInt(n, 10) }
 
 // watch looks after a tree that has started below root, if there is anything to look
 // for. What the meter finds comes over g.over.
@@ -99,10 +93,10 @@ type counts struct {
 }
 
 func (g *guard) now() (c counts) {
-	if g.group != noGroup {
-		memory := readAt(g.group, "memory.events")
+	if g.group != nil {
+		memory := g.group.read("memory.events")
 		c.oom, c.kills = counter(memory, "oom"), counter(memory, "oom_kill")
-		c.pids = counter(readAt(g.group, "pids.events"), "max")
+		c.pids = counter(g.group.read("pids.events"), "max")
 	}
 	return c
 }
@@ -136,25 +130,6 @@ func counter(lines []byte, name string) int64 {
 		}
 	}
 	return 0
-}
-
-func writeAt(dir int, name, text string) error {
-	fd, err := unix.Openat(dir, name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	_, err = unix.Write(fd, []byte(text))
-	return err
-}
-
-func readAt(dir int, name string) []byte {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil
-	}
-	defer unix.Close(fd)
-	return readAll(fd)
 }
 
 // bind has this thread, and whoever it forks, run on as many processors as the limit

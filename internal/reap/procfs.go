@@ -122,21 +122,27 @@ func numbers(dir string) []int {
 	}
 	defer unix.Close(fd)
 	var list []int
+	for _, name := range entries(fd) {
+		if number, err := strconv.Atoi(name); err == nil {
+			list = append(list, number)
+		}
+	}
+	return list
+}
+
+// entries lists the names in a directory, from its beginning.
+func entries(dir int) []string {
 	var names []string
+	unix.Seek(dir, 0, unix.SEEK_SET)
 	b := make([]byte, 2048)
 	for {
-		n, err := unix.ReadDirent(fd, b)
+		n, err := unix.ReadDirent(dir, b)
 		if err == unix.EINTR {
 			continue
 		}
 		if n <= 0 {
-			return list
+			return names
 		}
-		_, _, names = unix.ParseDirent(b[:n], -1, names[:0])
-		for _, name := range names {
-			if number, err := strconv.Atoi(name); err == nil {
-				list = append(list, number)
-			}
-		}
+		_, _, names = unix.ParseDirent(b[:n], -1, names)
 	}
 }
