@@ -102,13 +102,16 @@ func TestTreeWithinItsLimits(t *testing.T) {
 	}
 }
 
-// bomb is a fork bomb, inside so many processes of its user.
+// bomb is a fork bomb, inside so many processes of its user. It writes to its stdout
+// when there are no more.
 const bomb = `import resource
 most = min(%d, resource.getrlimit(resource.RLIMIT_NPROC)[1])
 resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 while True:
  try: os.fork()
- except OSError: time.sleep(0.01)
+ except OSError:
+  os.write(1, b"full")
+  time.sleep(0.01)
 `
 
 func TestForkBombOverItsLimit(t *testing.T) {
@@ -191,7 +194,7 @@ func TestHeadRoom(t *testing.T) {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = env
 	out, err := cmd.CombinedOutput()
-	if want := "full: true\nnext: 6 ECHILD\nnext: 6 ECHILD\nnext: 6 ECHILD\nbomb: true ECHILD\n"; err != nil || string(out) != want {
+	if want := "full with true\nnext: 6 ECHILD\nnext: 6 ECHILD\nnext: 6 ECHILD\nbomb: true ECHILD\n"; err != nil || string(out) != want {
 		t.Errorf("%v:\n%s\nwant\n%s", err, out, want)
 	}
 }
@@ -212,12 +215,15 @@ func crowded(args []string) {
 	host, err := proc.Open(proc.Options{Shim: args[0], Patience: proctest.Patience})
 	must(err)
 	ctx := context.Background()
+	reader, writer, err := os.Pipe()
+	must(err)
 	tree, err := host.Start(ctx, proc.Spec{
-		Argv: []string{"python3", "-c", "import os, time\n" + fmt.Sprintf(bomb, most)}, Env: proctest.Env(), Files: make([]*os.File, 3),
+		Argv: []string{"python3", "-c", "import os, time\n" + fmt.Sprintf(bomb, most)}, Env: proctest.Env(), Files: []*os.File{nil, writer, nil},
 	})
 	must(err)
-	full := func() bool { return len(proctest.Descendants(tree.ShimPid())) > (most-proc.HeadRoom)/2 }
-	fmt.Println("full:", proctest.Eventually(full))
+	_, err = reader.Read(make([]byte, 4))
+	must(err)
+	fmt.Println("full with", len(proctest.Descendants(tree.ShimPid())) > most/3)
 	for range 3 {
 		next, err := host.Start(ctx, proc.Spec{Argv: []string{"sh", "-c", "exit 6"}, Env: proctest.Env(), Files: make([]*os.File, 3)})
 		must(err)
