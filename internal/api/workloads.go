@@ -13,9 +13,16 @@ type (
 		ServerPid     int        `json:"server_pid"`
 		SupervisorPid int        `json:"supervisor_pid"`
 		Containment   string     `json:"containment"`
-		Isolation     string     `json:"isolation"`
+		Isolation     string     `json:"isolation"` // of the weakest workload
+		Layers        []layer    `json:"layers"`
 		Workloads     []workload `json:"workloads"`
 		Retiring      []workload `json:"retiring"` // pools that a reload has removed or replaced, until they are gone
+	}
+	layer struct {
+		Name   string `json:"name"`
+		On     bool   `json:"on"`
+		Detail string `json:"detail"`
+		Remedy string `json:"remedy"`
 	}
 	workload struct {
 		Name    string   `json:"name"`
@@ -27,8 +34,9 @@ type (
 		Workers []worker `json:"workers"`
 		State   string   `json:"state"`
 		Reason  string   `json:"reason"`
-
-		// How each limit of the workers' process trees is enforced; without a limit, nothing.
+		// Isolation is what keeps its workers from the rest.
+		Isolation string `json:"isolation"`
+		// Limits tells of each limit of the workers' process trees how it is enforced.
 		Limits map[string]string `json:"limits"`
 	}
 	worker struct {
@@ -43,11 +51,15 @@ type (
 
 // listWorkloads answers GET /workloads with what the caller may see.
 func (s *server) listWorkloads(v *visit) {
+	pools := s.o.Workloads()
 	all := standing{
 		ServerPid: s.o.ServerPid, SupervisorPid: s.o.SupervisorPid,
-		Containment: s.o.Containment, Isolation: s.o.Isolation, Workloads: []workload{}, Retiring: []workload{},
+		Containment: s.o.Containment.Level, Isolation: event.WeakestOf(pools), Layers: []layer{}, Workloads: []workload{}, Retiring: []workload{},
 	}
-	for _, p := range s.o.Workloads() {
+	for _, one := range s.o.Containment.Layers {
+		all.Layers = append(all.Layers, layer(one))
+	}
+	for _, p := range pools {
 		switch {
 		case !v.caller.may(p.Name):
 		case p.Retiring:
@@ -62,7 +74,8 @@ func (s *server) listWorkloads(v *visit) {
 func view(p event.Pool) workload {
 	w := workload{
 		Name: p.Name, Kind: p.Kind, Limit: p.Limit, Spares: p.Spares, Queued: p.Queued,
-		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason, Limits: p.Limits,
+		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
+		Isolation: p.Isolation, Limits: p.Limits,
 	}
 	if w.Limits == nil {
 		w.Limits = map[string]string{}

@@ -25,8 +25,9 @@ import (
 // out hands back, untouched, whoever found it too late, and [pools.Do] looks again.
 // The mutex guards the lists and is never held while a pool is waited for.
 type pools struct {
-	open     func(config.Workload) *pool.Pool
-	enforced func(config.Workload) map[string]string // how each limit of a workload's trees is
+	open      func(config.Workload) *pool.Pool
+	isolation func(config.Workload) string
+	enforced  func(config.Workload) map[string]string // how each limit of a workload's trees is
 
 	mu       sync.Mutex
 	current  []*member // in the order of the config
@@ -179,13 +180,22 @@ func (ps *pools) all() (current, retiring []*member) {
 func (ps *pools) snapshots() []event.Pool {
 	current, retiring := ps.all()
 	list := make([]event.Pool, 0, len(current)+len(retiring))
-	for i, m := range slices.Concat(current, retiring) {
-		snapshot := m.Snapshot()
-		snapshot.Retiring = i >= len(current)
-		snapshot.Limits = ps.enforced(m.workload)
+	for _, m := range current {
+		list = append(list, ps.snapshot(m))
+	}
+	for _, m := range retiring {
+		snapshot := ps.snapshot(m)
+		snapshot.Retiring = true
 		list = append(list, snapshot)
 	}
 	return list
+}
+
+func (ps *pools) snapshot(m *member) event.Pool {
+	snapshot := m.Snapshot()
+	snapshot.Isolation = ps.isolation(m.workload)
+	snapshot.Limits = ps.enforced(m.workload)
+	return snapshot
 }
 
 // drain lets no new calls in, and makes no more plans. There is no commit after it.

@@ -212,7 +212,7 @@ type set struct {
 func newSet(t *testing.T) *set {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &set{}
-	s.pools = &pools{enforced: func(config.Workload) map[string]string { return nil }, open: func(w config.Workload) *pool.Pool {
+	s.pools = &pools{open: func(w config.Workload) *pool.Pool {
 		name := w.Name + w.Env["VERSION"]
 		s.opened = append(s.opened, name)
 		return pool.New(ctx, pool.Options{
@@ -230,6 +230,8 @@ func newSet(t *testing.T) *set {
 			},
 		})
 	}}
+	s.isolation = func(config.Workload) string { return event.NoIsolation }
+	s.enforced = func(config.Workload) map[string]string { return nil }
 	t.Cleanup(func() {
 		if errs := s.close(ctx); len(errs) > 0 {
 			t.Error(errs)

@@ -24,6 +24,7 @@ type (
 		Argv, Env     []string // as execve takes them
 		Dir           string   // "" is the shim's own
 		NewPrivileges bool     // false sets no_new_privs
+		Scoped        bool     // keeps signals in, which needs no_new_privs
 		Nofile        int      // RLIMIT_NOFILE, soft and hard; no more than the hard one of the shim; 0: as it is
 		User          User     // whom the worker runs as
 		Limits        Limits   // of the whole tree
@@ -111,6 +112,7 @@ const (
 	StageFiles                       // the limits of its processes cannot be set
 	StageGroup                       // the cgroup cannot be made
 	StageLimits                      // the limits of the tree cannot be set
+	StageScope                       // signals cannot be kept in
 )
 
 // Survivor is a process that would not die.
@@ -155,6 +157,7 @@ func (m Start) append(b []byte) []byte {
 	b = appendStrings(b, m.Env)
 	b = appendString(b, m.Dir)
 	b = appendBool(b, m.NewPrivileges)
+	b = appendBool(b, m.Scoped)
 	b = appendInt(b, m.Nofile)
 	b = m.User.append(b)
 	b = m.Limits.append(b)
@@ -223,7 +226,7 @@ func decode(frame []byte) (Message, error) {
 	case kindStart:
 		m = Start{
 			Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(),
-			NewPrivileges: d.bool(), Nofile: d.int(),
+			NewPrivileges: d.bool(), Scoped: d.bool(), Nofile: d.int(),
 			User:   User{Set: d.bool(), UID: d.int(), GID: d.int(), Groups: d.ints()},
 			Limits: Limits{Memory: int64(d.int()), Pids: int64(d.int()), CPUs: int64(d.int()), First: d.int(), Nproc: d.int()},
 			Files:  d.int(),
