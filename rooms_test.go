@@ -46,7 +46,7 @@ var rooms = map[string][]string{
 	},
 	"internal/daemon": { // the wiring: every room a call goes through
 		"internal/api", "internal/call", "internal/calls", "internal/config", "internal/connwatch", "internal/event",
-		"internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/scratch", "internal/spool",
+		"internal/kind", "internal/kind/worker", "internal/listen", "internal/observe", "internal/pool", "internal/proc", "internal/scratch", "internal/spool",
 	},
 	"internal/client":   {},
 	"internal/proctest": {},

@@ -70,12 +70,14 @@ var problems = []problem{
 	{
 		"limit-exceeded", http.StatusInternalServerError, "The work exceeded a limit",
 		[]error{call.ErrLimit},
-		"The work went over one of the workload's limits, which the detail names, and was stopped.",
+		"The work went over one of the workload's limits, which the detail names, and was stopped. Where that is a limit of the worker's " +
+			"process tree (limits.memory, limits.pids), the whole tree was killed, and a new worker takes its place.",
 	},
 	{
 		"worker-died", http.StatusBadGateway, "The worker died",
 		[]error{call.ErrDied},
-		"The worker process ended in the middle of the call. The members exit and signal say how. A new worker takes its place.",
+		"The worker process ended in the middle of the call. The members exit and signal say how; the detail says so " +
+			"where the kernel may have killed it for want of memory. A new worker takes its place.",
 	},
 	{
 		"bad-worker", http.StatusBadGateway, "The worker broke the protocol",

@@ -36,6 +36,8 @@ type (
 		Reason  string   `json:"reason"`
 		// Isolation is what keeps its workers from the rest.
 		Isolation string `json:"isolation"`
+		// Limits tells of each limit of the workers' process trees how it is enforced.
+		Limits map[string]string `json:"limits"`
 	}
 	worker struct {
 		Pid     int               `json:"pid"`
@@ -72,7 +74,11 @@ func (s *server) listWorkloads(v *visit) {
 func view(p event.Pool) workload {
 	w := workload{
 		Name: p.Name, Kind: p.Kind, Limit: p.Limit, Spares: p.Spares, Queued: p.Queued,
-		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason, Isolation: p.Isolation,
+		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
+		Isolation: p.Isolation, Limits: p.Limits,
+	}
+	if w.Limits == nil {
+		w.Limits = map[string]string{}
 	}
 	for _, one := range p.Workers {
 		w.Workers = append(w.Workers, worker{

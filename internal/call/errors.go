@@ -94,10 +94,14 @@ func (e *StartError) Error() string {
 type DiedError struct {
 	Exit   int    // the exit code; -1 when a signal ended it
 	Signal string // the signal's name, or ""
+	OOM    bool   // nobody here sent the signal, and the kernel has killed for want of memory since the worker was started
 	Tail   string // the last of its stderr
 }
 
 func (e *DiedError) Error() string {
+	if e.OOM {
+		return fmt.Sprintf("the worker was ended by %s, probably by the kernel for want of memory: it has killed for that since the worker was started", e.Signal)
+	}
 	if e.Signal != "" {
 		return fmt.Sprintf("the worker was ended by %s", e.Signal)
 	}

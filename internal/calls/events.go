@@ -183,7 +183,7 @@ func bare(cause error) error {
 	case errors.As(cause, &failure):
 		return call.ErrFailed
 	case errors.As(cause, &died):
-		return &call.DiedError{Exit: died.Exit, Signal: died.Signal}
+		return &call.DiedError{Exit: died.Exit, Signal: died.Signal, OOM: died.OOM}
 	}
 	return cause
 }

@@ -85,6 +85,9 @@ func (d *decoder) checkWorkload(w *Workload) {
 			d.warnAt(path+".command[0]", "%s", wrong)
 		}
 	}
+	if w.User != nil && os.Geteuid() != 0 {
+		d.warnAt(path+".user", "only root can run workers as %s, and this is uid %d: run hangup as root, or leave user out", w.User.Name, os.Geteuid())
+	}
 	for i, name := range w.PassEnv {
 		at := fmt.Sprintf("%s.pass_env[%d]", path, i)
 		if _, both := w.Env[name]; both {

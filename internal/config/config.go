@@ -31,8 +31,11 @@ const (
 	MaxConnections = 1_000_000
 	MaxStreams     = 10_000    // on one HTTP/2 connection
 	MaxHangups     = 1_000_000 // of one caller, at once or in a minute
+	MaxCPUs        = 10_000    // of one worker
 
-	MinFiles = 16 // descriptors of one process, where there is a limit: fewer, and hardly a program starts
+	MinFiles  = 16      // descriptors of one process, where there is a limit: fewer, and hardly a program starts
+	MinMemory = 1 << 20 // bytes of a worker's tree, where there is a limit: less is a forgotten unit
+	MinCPUs   = 0.01    // processors of a worker's tree, where there is a limit: the kernel takes no less
 )
 
 // Config is a whole config file, with every default filled in.
@@ -121,6 +124,7 @@ type Workload struct {
 	Dir           string            // absolute; default: the config file's folder
 	Env           map[string]string // none
 	PassEnv       []string          // names, taken from the server's own environment; none
+	User          *User             // whom the workers run as, which is not root; nil, the default: the server's own user
 	NewPrivileges bool              // lets set-user-ID programs work; false
 	Workers       int               // calls that run at once; the default, and 0 in the file, is one a CPU; never 0 here
 	Spares        int               // idle workers beyond that; 1
@@ -130,6 +134,14 @@ type Workload struct {
 	Stop          Stop
 	OnHangup      OnHangup
 	Limits        WorkLimits
+}
+
+// User is a user of this machine, as it was when the file was read.
+type User struct {
+	Name     string // or the uid in digits where it has none
+	UID, GID int
+	Groups   []int // the supplementary ones
+	Home     string
 }
 
 // Queue is where calls wait for a worker.
@@ -153,8 +165,11 @@ type OnHangup struct {
 
 // WorkLimits bound one worker or one call.
 type WorkLimits struct {
-	Output int64 // bytes of one call's result; 64 MiB; 0: none
-	Files  int   // descriptors open in one process, and never more than the server's own hard limit; 1024; 0: that one
+	Memory int64   // bytes of a worker's process tree, at least MinMemory; 0, the default: none
+	Pids   int     // processes and threads of a worker's process tree; 0, the default: none
+	CPUs   float64 // processors that a worker's process tree may use, at least MinCPUs; 0, the default: none
+	Output int64   // bytes of one call's result; 64 MiB; 0: none
+	Files  int     // descriptors open in one process, and never more than the server's own hard limit; 1024; 0: that one
 }
 
 // Load reads and checks the config file at path. An error is of type [Faults].

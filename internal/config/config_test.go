@@ -2,10 +2,13 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"os/user"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -200,6 +203,21 @@ var faultCases = []struct {
 	{inWorkload("env: {PORT: 8080}"), []string{`3:17: workloads.w.env.PORT: must be text, not a number or a truth value: write it with quotes`}},
 	{inWorkload("env: {DEBUG: true}"), []string{`3:18: workloads.w.env.DEBUG: must be text, not a number or a truth value: write it with quotes`}},
 	{inWorkload("env: [A=b]"), []string{"3:10: workloads.w.env: must be keys with values, not a list"}},
+	{inWorkload("user: no-such-user"), []string{`3:11: workloads.w.user: this machine has no user "no-such-user": make one with useradd --system`}},
+	{inWorkload("user: 3999999999"), []string{"3:11: workloads.w.user: this machine has no user with the uid 3999999999, so its group is not known: write 3999999999:GROUP"}},
+	{inWorkload("user: 4294967295:1"), []string{`3:11: workloads.w.user: this machine has no user "4294967295"`}},
+	{inWorkload("user: nobody:no-such-group"), []string{`3:11: workloads.w.user: this machine has no group "no-such-group"`}},
+	{inWorkload("user: root"), []string{"3:11: workloads.w.user: cannot be root"}},
+	{inWorkload("user: 0"), []string{"3:11: workloads.w.user: cannot be root"}},
+	{inWorkload(`user: "nobody:"`), []string{"3:11: workloads.w.user: must be a name or a uid, or one of them with a group, as app or app:www-data"}},
+	{inWorkload("user: [nobody]"), []string{"3:11: workloads.w.user: must be text, not a list"}},
+	{inWorkload("limits: {memory: 512}"), []string{"3:22: workloads.w.limits.memory: must be 1MiB or more, or 0 for no limit, not 512 bytes"}},
+	{inWorkload("limits: {memory: 1GB, pids: -1, cpus: -2}"), []string{
+		`3:22: workloads.w.limits.memory: the unit of "1GB"`, "3:33: workloads.w.limits.pids: must be 0 or more", "3:43: workloads.w.limits.cpus: must be 0.01 or more",
+	}},
+	{inWorkload("limits: {cpus: 0.001}"), []string{"3:20: workloads.w.limits.cpus: must be 0.01 or more, or 0 for no limit, not 0.001"}},
+	{inWorkload("limits: {cpus: 10000.5}"), []string{"3:20: workloads.w.limits.cpus: must be 10000 or less"}},
+	{inWorkload("limits: {cpus: half}"), []string{`3:20: workloads.w.limits.cpus: must be a number of processors as 0.5 or 2, not "half"`}},
 	{inWorkload("pass_env: [1A]"), []string{`3:16: workloads.w.pass_env[0]: "1A" is no name of a variable`}},
 	{inWorkload("pass_env: [A, A]"), []string{"3:19: workloads.w.pass_env[1]: A stands in the list already"}},
 	{inWorkload("env: {A: x}\n    pass_env: [A]"), []string{"4:16: workloads.w.pass_env[0]: A is set in env already"}},
@@ -208,12 +226,8 @@ var faultCases = []struct {
 	{work + "containment: {minimum: cgroup, cgroup: never}\n", []string{"2:40: containment.cgroup: never cannot be with containment.minimum: cgroup"}},
 	{inWorkload("kind: http"), []string{"3:11: workloads.w.kind: http is not available in this version: only worker is"}},
 	{inWorkload("kind: wroker"), []string{`3:11: workloads.w.kind: cannot be "wroker": did you mean worker?`}},
-	{inWorkload("user: nobody"), []string{"3:11: workloads.w.user: not available in this version"}},
 	{inWorkload("recycle: {calls: 5}"), []string{"3:22: workloads.w.recycle.calls: not available in this version"}},
 	{inWorkload("recycle: {age: 1h, memory: 1GiB}"), []string{"3:20: workloads.w.recycle.age: not available", "3:32: workloads.w.recycle.memory: not available"}},
-	{inWorkload("limits: {memory: 1GiB, pids: 9, cpus: 0.5}"), []string{
-		"3:22: workloads.w.limits.memory: not", "3:34: workloads.w.limits.pids: not", "3:43: workloads.w.limits.cpus: not",
-	}},
 	{inWorkload("input: {schema: a.json}"), []string{"3:21: workloads.w.input.schema: not available in this version"}},
 	{inWorkload("on_hangup: {allow: [cancel, linger]}"), []string{"3:33: workloads.w.on_hangup.allow[1]: linger is not available in this version: only cancel is"}},
 	{inWorkload("on_hangup: {result_ttl: 6m}"), []string{"3:29: workloads.w.on_hangup.result_ttl: not available in this version: leave it out"}},
@@ -384,7 +398,7 @@ workloads:
     dir: work
     env: {MODE: fast, EMPTY: ""}
     pass_env: [DATABASE_URL]
-    user: ""
+    user: 3999999999:4000000000
     new_privileges: true
     workers: 3
     spares: 0
@@ -394,7 +408,7 @@ workloads:
     stop: {cooperative: 2s, signal: SIGINT, grace: 0s}
     on_hangup: {allow: [cancel], result_ttl: 5m}
     recycle: {calls: 0, age: 0s, memory: 0}
-    limits: {memory: 0, pids: 0, cpus: 0, output: 1_000, files: 16}
+    limits: {memory: 1GiB, pids: 100, cpus: 0.5, output: 1_000, files: 16}
   a: {command: [/bin/sh, "5"]}
 `))
 	if err != nil {
@@ -429,7 +443,8 @@ workloads:
 		NewPrivileges: true, Workers: 3, StartTimeout: time.Millisecond,
 		Stop:     Stop{Cooperative: 2 * time.Second, Signal: syscall.SIGINT},
 		OnHangup: OnHangup{Allow: []string{"cancel"}, ResultTTL: 5 * time.Minute},
-		Limits:   WorkLimits{Output: 1000, Files: 16},
+		User:     &User{Name: "3999999999", UID: 3999999999, GID: 4000000000, Home: "/"},
+		Limits:   WorkLimits{Memory: 1 << 30, Pids: 100, CPUs: 0.5, Output: 1000, Files: 16},
 	}, a}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -568,4 +583,46 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A user is looked up with its groups, or with the one group that is named. It is
+// told, and no fault, where this process may not run anybody as that user: serve may.
+func TestUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		c, err := Parse("hangup.yaml", []byte(inWorkload("user: nobody")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "only root can run workers as nobody"; len(c.Warnings) == 0 || !strings.Contains(fmt.Sprint(c.Warnings), want) {
+			t.Errorf("warnings %v, want %q", c.Warnings, want)
+		}
+	}
+	known, err := user.Lookup("nobody")
+	if err != nil {
+		t.Skip(err)
+	}
+	uid, _ := strconv.Atoi(known.Uid)
+	gid, _ := strconv.Atoi(known.Gid)
+	own, err := known.GroupIds()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for said, want := range map[string]*User{
+		"nobody":       {Name: "nobody", UID: uid, GID: gid, Home: known.HomeDir},
+		known.Uid:      {Name: "nobody", UID: uid, GID: gid, Home: known.HomeDir},
+		"nobody:12345": {Name: "nobody", UID: uid, GID: 12345, Home: known.HomeDir},
+	} {
+		c, err := Parse("hangup.yaml", []byte(inWorkload("user: "+strconv.Quote(said))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := c.Workloads[0].User
+		if want.GID == gid && len(got.Groups) != len(own)-1 {
+			t.Errorf("%s: groups %v, want %v without %d", said, got.Groups, own, gid)
+		}
+		got.Groups = nil
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", said, diff)
+		}
+	}
 }

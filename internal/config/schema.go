@@ -100,7 +100,7 @@ func workload(w *Workload) value {
 		key{"dir", "The worker's working directory, which must exist. A relative path starts at the folder of the config file.", set(&w.Dir, folder)},
 		key{"env", "Variables of the worker's environment, which has nothing else but PATH, HOME, LANG, TZ, HANGUP_* and what pass_env names.", env(&w.Env)},
 		key{"pass_env", "Names of variables that are taken from the server's own environment. One that is not there is left out, with a warning by check and in the log.", set(&w.PassEnv, unique(list(variable)))},
-		key{"user", "The user that the workers run as.", later("")},
+		key{"user", "The user that the workers run as, by name or uid, with all of its groups; or user:group, with that group alone. Needs a server that is root, and cannot be root itself. HOME, USER and LOGNAME are that user's.", set(&w.User, account)},
 		key{"new_privileges", "true lets sudo, su and other set-user-ID programs work in a worker.", set(&w.NewPrivileges, boolean)},
 		key{"workers", "Calls that run at once; 0: one a CPU.", set(&w.Workers, whole(0, MaxWorkers))},
 		key{"spares", "Idle workers beyond that, so that a kill costs the next caller nothing.", set(&w.Spares, whole(0, MaxWorkers))},
@@ -128,9 +128,9 @@ func workload(w *Workload) value {
 			key{"memory", "Above so many bytes of memory; 0: never.", later(0)},
 		)},
 		key{"limits", "Bounds of one worker or one call.", object(
-			key{"memory", "Bytes of memory of one worker's process tree; 0: no limit.", later(0)},
-			key{"pids", "Processes and threads of one worker's process tree; 0: no limit.", later(0)},
-			key{"cpus", "Processors that one worker's process tree may use; 0: no limit.", later(0)},
+			key{"memory", "Bytes of memory of one worker's process tree, 1MiB or more; beyond that the tree is killed, and its call gets 500. 0: no limit.", set(&w.Limits.Memory, memory)},
+			key{"pids", "Processes and threads of one worker's process tree; beyond that the tree is killed, and its call gets 500. 0: no limit.", set(&w.Limits.Pids, whole(0, math.MaxInt))},
+			key{"cpus", "Processors that one worker's process tree may use, 0.01 or more, as 0.5 or 2; where there is no cgroup for it, whole ones. 0: no limit.", set(&w.Limits.CPUs, processors)},
 			key{"output", "Bytes of one call's result; then 500. 0: no limit.", set(&w.Limits.Output, size(0))},
 			key{"files", "Descriptors open in one process, and never more than the server's own hard limit; 0: that one.", set(&w.Limits.Files, files)},
 		)},
@@ -214,6 +214,49 @@ var files = parser[int]{
 			return 0, false
 		}
 		return v, ok
+	},
+}
+
+// memory reads how many bytes a worker's tree may have.
+var memory = func() parser[int64] {
+	p := size(0)
+	parse := p.parse
+	p.parse = func(d *decoder, path string, n ast.Node) (int64, bool) {
+		v, ok := parse(d, path, n)
+		if ok && v != 0 && v < MinMemory {
+			d.fault(n, "%s: must be %s or more, or 0 for no limit, not %d bytes: no program starts with that", path, writeSize(MinMemory), v)
+			return 0, false
+		}
+		return v, ok
+	}
+	return p
+}()
+
+// processors reads how many processors a worker's tree may use.
+var processors = parser[float64]{
+	schema: fragment{Type: "number", Minimum: bound(0), Maximum: bound(MaxCPUs), form: fmt.Sprintf("number: 0, or %v and up", MinCPUs)},
+	parse: func(d *decoder, path string, n ast.Node) (float64, bool) {
+		var v float64
+		switch i, ok := wholeNumber(n); {
+		case ok:
+			v = float64(i)
+		default:
+			f, ok := n.(*ast.FloatNode)
+			if !ok {
+				d.fault(n, "%s: must be a number of processors as 0.5 or 2, not %s", path, describe(n))
+				return 0, false
+			}
+			v = f.Value
+		}
+		switch {
+		case v != 0 && v < MinCPUs:
+			d.fault(n, "%s: must be %v or more, or 0 for no limit, not %v", path, MinCPUs, v)
+			return 0, false
+		case v > MaxCPUs:
+			d.fault(n, "%s: must be %d or less, not %v", path, MaxCPUs, v)
+			return 0, false
+		}
+		return v, true
 	},
 }
 

@@ -114,7 +114,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	var emit event.Sink
 	s.pools = &pools{
 		open:      func(w config.Workload) *pool.Pool { return s.open(work, w, emit) },
-		isolation: s.isolation,
+		isolation: s.isolation, enforced: s.enforced,
 	}
 	s.observer = observe.New(observe.Options{
 		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Containment: s.held,
@@ -303,6 +303,11 @@ func (s *server) logStart() {
 	}
 	s.logLayers()
 	s.logIsolation(c)
+	for _, w := range c.Workloads {
+		if how := s.enforced(w); len(how) > 0 {
+			s.log.Info("limits of a workload", "workload", w.Name, "enforced", how)
+		}
+	}
 }
 
 // logWarnings tells what in a config works and is probably not meant.

@@ -27,9 +27,12 @@ func enough(held event.Containment, minimum string) error {
 		"or write the lower minimum into the config", minimum, held.Level, why)
 }
 
-// isolation is what keeps the workers of a workload from the rest. no_new_privs is
-// where it begins, and root can undo all of it.
+// isolation is what keeps the workers of a workload from the rest. Without a user of
+// their own no_new_privs is where it begins, and root can undo all of it.
 func (s *server) isolation(w config.Workload) string {
+	if w.User != nil {
+		return event.UID
+	}
 	if w.NewPrivileges || os.Geteuid() == 0 {
 		return event.NoIsolation
 	}

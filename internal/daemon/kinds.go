@@ -5,8 +5,10 @@ import (
 
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/kind"
 	"example.com/hangup/internal/kind/worker"
 	"example.com/hangup/internal/pool"
+	"example.com/hangup/internal/scratch"
 )
 
 // kinds has a row a kind of work: how its workers are launched.
@@ -24,8 +26,16 @@ func (s *server) open(ctx context.Context, w config.Workload, emit event.Sink) *
 	})
 }
 
+// enforced tells how each limit of a workload's process trees is enforced here.
+func (s *server) enforced(w config.Workload) map[string]string {
+	return s.host.Enforcement(kind.Limits(w))
+}
+
 func launchWorker(s *server, w config.Workload, emit event.Sink) pool.Launch {
 	o := worker.Options{Host: s.host, Scratch: s.scratch, Workload: w, Emit: emit}
+	if u := w.User; u != nil {
+		o.Owner = &scratch.Owner{UID: u.UID, GID: u.GID}
+	}
 	return func(ctx context.Context, exited func()) (pool.Worker, pool.Info, error) {
 		one, err := worker.Start(ctx, o, exited)
 		if one == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ import (
 type pools struct {
 	open      func(config.Workload) *pool.Pool
 	isolation func(config.Workload) string
+	enforced  func(config.Workload) map[string]string // how each limit of a workload's trees is
 
 	mu       sync.Mutex
 	current  []*member // in the order of the config
@@ -74,8 +76,15 @@ func (ps *pools) find(workload string) *member {
 }
 
 // prepare makes a plan for these workloads and no others. Nothing that is there is
-// touched. It fails in a drain. There is one plan at a time.
+// touched. It fails in a drain, and where this server may not run them. There is one
+// plan at a time.
 func (ps *pools) prepare(workloads []config.Workload) (*plan, error) {
+	for _, w := range workloads {
+		if w.User != nil && os.Geteuid() != 0 {
+			return nil, fmt.Errorf("workloads.%s.user: only root can run workers as %s, and this is uid %d: run hangup as root, or leave user out",
+				w.Name, w.User.Name, os.Geteuid())
+		}
+	}
 	p := &plan{changes: changes{[]string{}, []string{}, []string{}}}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -185,6 +194,7 @@ func (ps *pools) snapshots() []event.Pool {
 func (ps *pools) snapshot(m *member) event.Pool {
 	snapshot := m.Snapshot()
 	snapshot.Isolation = ps.isolation(m.workload)
+	snapshot.Limits = ps.enforced(m.workload)
 	return snapshot
 }
 

@@ -231,6 +231,7 @@ func newSet(t *testing.T) *set {
 		})
 	}}
 	s.isolation = func(config.Workload) string { return event.NoIsolation }
+	s.enforced = func(config.Workload) map[string]string { return nil }
 	t.Cleanup(func() {
 		if errs := s.close(ctx); len(errs) > 0 {
 			t.Error(errs)

@@ -202,6 +202,8 @@ type Pool struct {
 	Tasks    []string
 	// Isolation is what keeps its workers from the rest.
 	Isolation string
+	// Limits tells of each limit of the workers' process trees how it is enforced.
+	Limits map[string]string
 	// NotEmpty counts the trees whose verdict was not empty and which are still there.
 	NotEmpty int
 }

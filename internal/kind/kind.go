@@ -1,5 +1,5 @@
 // Package kind holds what every kind of work does alike: the environment a
-// worker gets ([Environ]), what becomes of its stdout and stderr ([Output]), and
+// worker gets ([Environ]), how it is started ([Spec]), what becomes of its stdout and stderr ([Output]), and
 // the stop sequence ([Sequence]). A kind itself is a folder below this one.
 //
 // It imports config, event and proc.
@@ -20,10 +20,21 @@ var passed = []string{"PATH", "HOME", "LANG", "TZ"}
 
 // Environ is the environment of a workload's workers: PATH, HOME, LANG and TZ,
 // what the workload passes and sets, and extra ("NAME=value"), which wins.
-// Nothing else of the server's environment gets through.
+// Nothing else of the server's environment gets through. Workers with a user of
+// their own have HOME, USER and LOGNAME of that user, unless the workload passes or
+// sets others.
 func Environ(w config.Workload, extra ...string) []string {
 	var env []string
-	for _, name := range append(slices.Clone(passed), w.PassEnv...) {
+	names := append(slices.Clone(passed), w.PassEnv...)
+	if u := w.User; u != nil {
+		names = slices.DeleteFunc(names, func(name string) bool { return name == "HOME" && !slices.Contains(w.PassEnv, name) })
+		for _, own := range [][2]string{{"HOME", u.Home}, {"USER", u.Name}, {"LOGNAME", u.Name}} {
+			if _, set := w.Env[own[0]]; !set && !slices.Contains(w.PassEnv, own[0]) {
+				env = append(env, own[0]+"="+own[1])
+			}
+		}
+	}
+	for _, name := range names {
 		if _, set := w.Env[name]; set {
 			continue
 		}
@@ -41,6 +52,24 @@ func Environ(w config.Workload, extra ...string) []string {
 // ScratchEnv is the variable by which a program that does one call, and ends with it, is
 // told the call's scratch directory. A worker that lives on is told in each call's header.
 const ScratchEnv = "HANGUP_SCRATCH"
+
+// Spec is how the program of a workload is started, but for its environment and its
+// descriptors.
+func Spec(w config.Workload) proc.Spec {
+	spec := proc.Spec{
+		Argv: w.Command, Dir: w.Dir, NewPrivileges: w.NewPrivileges, MaxFiles: w.Limits.Files,
+		Limits: Limits(w),
+	}
+	if u := w.User; u != nil {
+		spec.User = &proc.User{Name: u.Name, UID: u.UID, GID: u.GID, Groups: u.Groups}
+	}
+	return spec
+}
+
+// Limits are those of a worker's process tree.
+func Limits(w config.Workload) proc.Limits {
+	return proc.Limits{Memory: w.Limits.Memory, Pids: w.Limits.Pids, CPUs: w.Limits.CPUs}
+}
 
 // Sequence runs the stop sequence on a tree: its main process is asked to end,
 // has so long to do it, and then everything left is killed. It returns when the

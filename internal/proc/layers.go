@@ -29,8 +29,8 @@ func (h *Host) layers() event.Containment {
 	signals := h.signalLayer()
 	switch {
 	case os.Geteuid() == 0:
-		user.On, user.Detail = false, "root: so are the workers, and nothing keeps them from the rest of the machine"
-		user.Remedy = "run hangup as an ordinary user"
+		user.On, user.Detail = false, "root: so are workers without a user of their own, and nothing keeps them from the rest of the machine"
+		user.Remedy = "give each workload a user, or run hangup as an ordinary user"
 	case signals.On:
 		c.Isolation = event.Signals
 	}

@@ -65,11 +65,16 @@ type Host struct {
 	noScope    error             // why signals are not kept in; nil: they are
 	held       event.Containment // what it comes to
 
-	readers sync.WaitGroup // one for each shim, and one that looks after the stock
-	starts  sync.WaitGroup // under way, using the files above
-	trees   atomic.Int64   // started, and not being stopped
-	taken   chan struct{}  // a shim was taken or lost
-	ending  chan struct{}  // closed by Close
+	readers   sync.WaitGroup // one for each shim, and one that looks after the stock
+	starts    sync.WaitGroup // under way, using the files above
+	trees     atomic.Int64   // started, and not being stopped
+	bound     atomic.Int64   // processors given to trees that are bound to some: the next begin behind them
+	processes int            // RLIMIT_NPROC of the processes of trees; 0: as the server's own
+
+	controllers []string // those that the cgroup of a tree has
+
+	taken  chan struct{} // a shim was taken or lost
+	ending chan struct{} // closed by Close
 
 	mu     sync.Mutex
 	closed bool
@@ -88,7 +93,7 @@ func Open(o Options) (*Host, error) {
 	if o.Patience == 0 {
 		o.Patience = DefaultPatience
 	}
-	h := &Host{options: o, shims: make(map[*shim]struct{}), taken: make(chan struct{}, 1), ending: make(chan struct{})}
+	h := &Host{options: o, processes: Processes().Limit, shims: make(map[*shim]struct{}), taken: make(chan struct{}, 1), ending: make(chan struct{})}
 	if err := h.open(); err != nil {
 		h.Close()
 		return nil, err
@@ -128,6 +133,9 @@ func (h *Host) open() error {
 			return err
 		}
 		h.keep(first)
+	}
+	if h.base != nil {
+		h.controllers, _ = h.base.Controllers()
 	}
 	h.held = h.layers()
 	h.readers.Go(h.restock)
@@ -169,6 +177,25 @@ type Spec struct {
 	// The limit is set just after the program has begun, and before Start
 	// returns. A set-user-ID program cannot be given one by an ordinary user.
 	MaxFiles int
+	User     *User // nil: the server's own
+	Limits   Limits
+}
+
+// User is whom a program runs as. Only root can start it as somebody else.
+type User struct {
+	Name     string // for messages
+	UID, GID int
+	Groups   []int // the supplementary ones
+}
+
+func (u *User) String() string { return fmt.Sprintf("%s (uid %d)", u.Name, u.UID) }
+
+// Limits bound a whole tree; a 0 is none. How they are enforced tells
+// [Host.Enforcement].
+type Limits struct {
+	Memory int64   // bytes
+	Pids   int     // processes and threads
+	CPUs   float64 // processors, in steps of a thousandth
 }
 
 // Start starts a tree, under a shim from the stock if there is one. When ctx ends
@@ -181,6 +208,9 @@ func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
 	name := spec.Argv[0]
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
+	}
+	if spec.User != nil && os.Geteuid() != 0 {
+		return nil, fmt.Errorf("cannot start %s as user %s: only root can: run hangup as root, or leave user out", name, spec.User)
 	}
 	path, err := lookPath(spec)
 	if err != nil {
@@ -364,10 +394,15 @@ func (h *Host) Close() error {
 var errClosed = errors.New("the host is closed")
 
 // startError puts a failed system call in the words of what was tried.
-func startError(m reap.StartFailed, path, dir string) error {
+func startError(m reap.StartFailed, path string, spec Spec) error {
+	dir := spec.Dir
 	switch {
+	case m.Stage == reap.StageDir && spec.User != nil && m.Errno == syscall.EACCES:
+		return fmt.Errorf("its directory %s: %w: user %s may not enter it, or one above it", dir, m.Errno, spec.User)
 	case m.Stage == reap.StageDir:
 		return fmt.Errorf("its directory %s: %w", dir, m.Errno)
+	case m.Stage == reap.StageLimits:
+		return fmt.Errorf("cannot set the limits of its tree: %w", m.Errno)
 	case m.Stage == reap.StagePrivileges:
 		return fmt.Errorf("cannot set no_new_privs: %w", m.Errno)
 	case m.Stage == reap.StageFiles:
@@ -382,6 +417,10 @@ func startError(m reap.StartFailed, path, dir string) error {
 		return fmt.Errorf("%w: %s is there, but the interpreter it asks for is not", m.Errno, path)
 	case m.Errno == syscall.ENOEXEC:
 		return fmt.Errorf("%w: %s is no program of this machine, nor a script with a #! line", m.Errno, path)
+	case spec.User != nil && m.Errno == syscall.EACCES:
+		return fmt.Errorf("%w: user %s may not run %s, or not reach it", m.Errno, spec.User, path)
+	case spec.User != nil:
+		return fmt.Errorf("as user %s: %w", spec.User, m.Errno)
 	default:
 		return m.Errno
 	}

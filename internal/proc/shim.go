@@ -106,6 +106,10 @@ func (s *shim) start(t *Tree, path string, spec Spec) error {
 	order := reap.Start{
 		Path: path, Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir,
 		NewPrivileges: spec.NewPrivileges, Scoped: s.host.noScope == nil, Nofile: max(spec.MaxFiles, 0), Files: len(spec.Files),
+		Limits: s.host.limits(spec.Limits),
+	}
+	if u := spec.User; u != nil {
+		order.User = reap.User{Set: true, UID: u.UID, GID: u.GID, Groups: u.Groups}
 	}
 	files := make([]int, len(spec.Files))
 	for i, file := range spec.Files {
@@ -132,7 +136,7 @@ func (s *shim) start(t *Tree, path string, spec Spec) error {
 	case reap.Started:
 		return nil
 	case reap.StartFailed:
-		return startError(answer, path, spec.Dir)
+		return startError(answer, path, spec)
 	default:
 		return errLost
 	}

@@ -35,6 +35,8 @@ type Status struct {
 	Signal syscall.Signal // 0 when it exited
 	CPU    time.Duration  // user and system time of it, and of what it had waited for
 	MaxRSS int64          // bytes, of the largest of those
+	Limit  string         // the limit for which the tree was ended: memory or pids; "" when for none
+	OOM    bool           // SIGKILL that nobody here sent, and the kernel has killed for want of memory meanwhile
 }
 
 // ErrExited is what Signal returns when the main process has ended.
@@ -180,7 +182,7 @@ func (t *Tree) finish(v Verdict) {
 }
 
 func statusOf(m reap.Exited) Status {
-	status := Status{Exit: m.Status.ExitStatus(), CPU: m.CPU, MaxRSS: m.MaxRSS}
+	status := Status{Exit: m.Status.ExitStatus(), CPU: m.CPU, MaxRSS: m.MaxRSS, Limit: m.Limit, OOM: m.OOM}
 	if m.Status.Signaled() {
 		status.Signal = m.Status.Signal()
 	}

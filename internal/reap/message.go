@@ -26,6 +26,8 @@ type (
 		NewPrivileges bool     // false sets no_new_privs
 		Scoped        bool     // keeps signals in, which needs no_new_privs
 		Nofile        int      // RLIMIT_NOFILE, soft and hard; no more than the hard one of the shim; 0: as it is
+		User          User     // whom the worker runs as
+		Limits        Limits   // of the whole tree
 		Files         int      // how many descriptors travel with it
 	}
 	// Signal asks for a signal to the main process, and to nobody else.
@@ -62,6 +64,8 @@ type (
 		Status syscall.WaitStatus
 		CPU    time.Duration // user and system time of it and of all it had waited for
 		MaxRSS int64         // bytes, the largest of those
+		Limit  string        // the limit over which the tree was when it was ended: LimitMemory, LimitPids, or ""
+		OOM    bool          // the kernel may have ended it, for want of memory that no limit here withheld
 	}
 	// Sweeping is a sign of life while a stop goes on.
 	Sweeping struct{}
@@ -74,6 +78,28 @@ type (
 	Empty struct{ Reaped int } // since the stop began, the main process included
 )
 
+// User is whom a worker runs as. Where Set is false that is who the shim is.
+type User struct {
+	Set      bool
+	UID, GID int
+	Groups   []int // the supplementary ones
+}
+
+// Limits bound a tree; a 0 is none.
+type Limits struct {
+	Memory int64 // bytes of the whole tree
+	Pids   int64 // processes and threads of the whole tree
+	CPUs   int64 // processors that the whole tree may use, in thousandths
+	First  int   // the place of the first processor, where the tree is bound to some of them
+	Nproc  int   // RLIMIT_NPROC of each process, soft and hard; no more than the hard one of the shim
+}
+
+// The limits that a tree can go over.
+const (
+	LimitMemory = "memory"
+	LimitPids   = "pids"
+)
+
 // Stage is where a start failed.
 type Stage byte
 
@@ -83,8 +109,9 @@ const (
 	StageDir                         // the directory cannot be entered
 	StagePrivileges                  // no_new_privs cannot be set
 	StageExec                        // fork or exec
-	StageFiles                       // the limit of open files cannot be set
+	StageFiles                       // the limits of its processes cannot be set
 	StageGroup                       // the cgroup cannot be made
+	StageLimits                      // the limits of the tree cannot be set
 	StageScope                       // signals cannot be kept in
 )
 
@@ -132,7 +159,20 @@ func (m Start) append(b []byte) []byte {
 	b = appendBool(b, m.NewPrivileges)
 	b = appendBool(b, m.Scoped)
 	b = appendInt(b, m.Nofile)
+	b = m.User.append(b)
+	b = m.Limits.append(b)
 	return appendInt(b, m.Files)
+}
+
+func (u User) append(b []byte) []byte {
+	return appendInts(appendInt(appendInt(appendBool(b, u.Set), u.UID), u.GID), u.Groups)
+}
+
+func (l Limits) append(b []byte) []byte {
+	for _, n := range []int{int(l.Memory), int(l.Pids), int(l.CPUs), l.First, l.Nproc} {
+		b = appendInt(b, n)
+	}
+	return b
 }
 
 func (m Signal) append(b []byte) []byte { return appendInt(b, int(m.Signal)) }
@@ -153,7 +193,8 @@ func (m StartFailed) append(b []byte) []byte {
 func (m Exited) append(b []byte) []byte {
 	b = appendInt(b, int(m.Status))
 	b = appendInt(b, int(m.CPU))
-	return appendInt(b, int(m.MaxRSS))
+	b = appendInt(b, int(m.MaxRSS))
+	return appendBool(appendString(b, m.Limit), m.OOM)
 }
 
 func (Sweeping) append(b []byte) []byte { return b }
@@ -185,7 +226,10 @@ func decode(frame []byte) (Message, error) {
 	case kindStart:
 		m = Start{
 			Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(),
-			NewPrivileges: d.int() != 0, Scoped: d.int() != 0, Nofile: d.int(), Files: d.int(),
+			NewPrivileges: d.bool(), Scoped: d.bool(), Nofile: d.int(),
+			User:   User{Set: d.bool(), UID: d.int(), GID: d.int(), Groups: d.ints()},
+			Limits: Limits{Memory: int64(d.int()), Pids: int64(d.int()), CPUs: int64(d.int()), First: d.int(), Nproc: d.int()},
+			Files:  d.int(),
 		}
 	case kindSignal:
 		m = Signal{syscall.Signal(d.int())}
@@ -202,7 +246,10 @@ func decode(frame []byte) (Message, error) {
 	case kindStartFailed:
 		m = StartFailed{Stage: Stage(d.int()), Errno: syscall.Errno(d.int())}
 	case kindExited:
-		m = Exited{Status: syscall.WaitStatus(d.int()), CPU: time.Duration(d.int()), MaxRSS: int64(d.int())}
+		m = Exited{
+			Status: syscall.WaitStatus(d.int()), CPU: time.Duration(d.int()), MaxRSS: int64(d.int()),
+			Limit: d.str(), OOM: d.bool(),
+		}
 	case kindSweeping:
 		m = Sweeping{}
 	case kindNotEmpty:
@@ -241,6 +288,14 @@ func appendStrings(b []byte, list []string) []byte {
 	return b
 }
 
+func appendInts(b []byte, list []int) []byte {
+	b = appendInt(b, len(list))
+	for _, n := range list {
+		b = appendInt(b, n)
+	}
+	return b
+}
+
 // A decoder takes fields off a frame. After the first bad one it returns zeros.
 type decoder struct {
 	rest []byte
@@ -256,6 +311,8 @@ func (d *decoder) int() int {
 	d.rest = d.rest[8:]
 	return int(n)
 }
+
+func (d *decoder) bool() bool { return d.int() != 0 }
 
 // count is an int that announces so many items of at least 8 bytes each: never
 // more than the frame has room for, so that no length is believed unseen.
@@ -283,6 +340,13 @@ func (d *decoder) strs() []string {
 	list := make([]string, 0, d.count())
 	for range cap(list) {
 		list = append(list, d.str())
+	}
+	return list
+}
+
+func (d *decoder) ints() (list []int) {
+	for range d.count() {
+		list = append(list, d.int())
 	}
 	return list
 }

@@ -18,6 +18,10 @@ import (
 var messages = []Message{
 	Start{Path: "/bin/sh", Argv: []string{"sh", "-c", ""}, Env: []string{"A=1", "B="}, Dir: "/tmp", NewPrivileges: true, Scoped: true, Nofile: 1024, Files: 3},
 	Start{Argv: []string{}, Env: []string{}},
+	Start{
+		Argv: []string{}, Env: []string{}, User: User{Set: true, UID: 1000, GID: 100, Groups: []int{4, 1 << 31}},
+		Limits: Limits{Memory: 1 << 40, Pids: 100, CPUs: 500, First: 3, Nproc: 4096},
+	},
 	Signal{unix.SIGTERM},
 	Kill{},
 	Sweep{},
@@ -26,6 +30,7 @@ var messages = []Message{
 	Started{4711},
 	StartFailed{StageDir, unix.ENOENT},
 	Exited{Status: 0x0700, CPU: 3 * time.Millisecond, MaxRSS: 1 << 40},
+	Exited{Status: 9, Limit: LimitMemory, OOM: true},
 	Sweeping{},
 	NotEmpty{Reaped: 5, Survivors: []Survivor{{7, 'D', 1000, "io_schedule"}, {8, 'Z', -1, ""}}},
 	NotEmpty{},

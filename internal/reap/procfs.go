@@ -44,11 +44,16 @@ func scan() lister {
 	return func(pid int) []int { return of[pid] }
 }
 
+// stat returns the fields of a process's stat file that stand behind its name, which
+// may hold anything: state, ppid …
+func stat(pid int) [][]byte {
+	line := read(procPath(pid, "stat"))
+	return bytes.Fields(line[bytes.LastIndexByte(line, ')')+1:])
+}
+
 // parent returns the parent of pid, or 0.
 func parent(pid int) int {
-	stat := read(procPath(pid, "stat"))
-	// pid (name) state ppid …, and the name may hold anything.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	fields := stat(pid)
 	if len(fields) < 2 {
 		return 0
 	}

@@ -18,6 +18,9 @@ type shim struct {
 	reaper  *reaper
 	groups  *groups   // nil: no cgroups
 	main    int       // the worker's main process; 0 when it has ended
+	guard   *guard    // of the newest tree; it looks on no longer than until the stop
+	limit   string    // the limit over which that tree was
+	shot    bool      // the server had SIGKILL sent to its main process
 	stop    time.Time // when the stop began; zero when no stop is under way
 	beat    time.Time // the last sign of life
 	reports int       // verdicts given in this stop
@@ -50,7 +53,7 @@ func Shim(base string) int {
 	if err != nil {
 		return fail("shim", err)
 	}
-	s := &shim{conn: conn, reaper: reaper}
+	s := &shim{conn: conn, reaper: reaper, guard: &guard{}}
 	reaper.exited, reaper.alive = s.exited, s.alive
 	hello := Hello{Version: ProtocolVersion, Build: Build}
 	if base != "" {
@@ -158,6 +161,9 @@ func (s *shim) loop(orders <-chan order, serverGone <-chan struct{}, deaths <-ch
 		case <-serverGone:
 			serverGone = nil
 			s.leave()
+		case limit := <-s.guard.over:
+			s.limit = limit
+			s.beginStop()
 		case <-deaths:
 		case <-timer.C:
 		}
@@ -182,6 +188,7 @@ func (s *shim) obey(o order) {
 	case Signal:
 		// Not reaped yet, so the number is still the main process's own.
 		if s.main != 0 {
+			s.shot = s.shot || m.Signal == unix.SIGKILL
 			unix.Kill(s.main, m.Signal)
 		}
 	case Kill:
@@ -206,6 +213,7 @@ func (s *shim) beginStop() {
 	}
 	s.stop = time.Now()
 	s.reports = 0
+	s.guard.end()
 	s.reaper.begin()
 }
 
@@ -220,17 +228,27 @@ func (s *shim) start(m Start, files []int) {
 		s.conn.Send(failed(StageGroup, err))
 		return
 	}
+	guard, err := newGuard(cgroup, m.Limits)
+	if err != nil {
+		s.conn.Send(failed(StageLimits, err))
+		return
+	}
+	s.guard, s.limit, s.shot = guard, "", false
+	m.Limits.CPUs = guard.left.CPUs
 	done := make(chan Message)
 	go func() { done <- start(m, files, cgroup) }()
 	answer := <-done
 	if started, ok := answer.(Started); ok {
 		s.main = started.Pid
-		if err := limitFiles(s.main, m.Nofile); err != nil {
+		if err := limitProcess(s.main, m); err != nil {
 			answer = failed(StageFiles, err)
 			s.beginStop()
 		}
 	}
 	s.conn.Send(answer)
+	if s.main != 0 && s.stop.IsZero() {
+		guard.watch(s.reaper.self, m.User)
+	}
 }
 
 // enter returns the cgroup of the tree to come, or nil where there are none. It is
@@ -256,9 +274,12 @@ func (s *shim) exited(pid int, e Exited) {
 	}
 	s.main = 0
 	if s.stop.IsZero() {
+		s.limit = s.guard.exceeded()
+		e.OOM = s.limit == "" && killed(e.Status) && !s.shot && s.guard.starved()
 		s.beginStop()
 		s.reaper.reaped = 1 // the main process
 	}
+	e.Limit = s.limit
 	s.conn.Send(e)
 }
 

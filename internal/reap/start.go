@@ -23,6 +23,9 @@ func start(m Start, files []int, cgroup *group) Message {
 			return failed(StageDir, err)
 		}
 	}
+	if err := bind(m.Limits); err != nil {
+		return failed(StageLimits, err)
+	}
 	if !m.NewPrivileges {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return failed(StagePrivileges, err)
@@ -35,7 +38,7 @@ func start(m Start, files []int, cgroup *group) Message {
 	}
 	var none unix.Sigset_t
 	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
-	attr := &syscall.ProcAttr{Dir: m.Dir, Env: m.Env, Sys: &syscall.SysProcAttr{Setsid: true}}
+	attr := &syscall.ProcAttr{Dir: m.Dir, Env: m.Env, Sys: &syscall.SysProcAttr{Setsid: true, Credential: credential(m.User)}}
 	for _, fd := range files {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
@@ -44,6 +47,9 @@ func start(m Start, files []int, cgroup *group) Message {
 	}
 	pid, err := syscall.ForkExec(m.Path, m.Argv, attr)
 	if err != nil {
+		if err == unix.EACCES && m.User.Set && !mayEnter(m.Dir, m.User) {
+			return failed(StageDir, err)
+		}
 		return failed(StageExec, err)
 	}
 	return Started{pid}
@@ -57,20 +63,4 @@ func errnoOf(err error) syscall.Errno {
 		errno = unix.EINVAL
 	}
 	return errno
-}
-
-// limitFiles sets RLIMIT_NOFILE of the main process, which has not been reaped.
-// ForkExec gives the child the limit that this process was started with, and a
-// process without privileges cannot raise its own again after a start; so the
-// limit comes from outside, and a moment after the exec.
-func limitFiles(pid, most int) error {
-	if most == 0 {
-		return nil
-	}
-	var now unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &now); err != nil {
-		return err
-	}
-	limit := min(uint64(most), now.Max)
-	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit}, nil)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"example.com/hangup/internal/call"
+	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/proc"
 	"example.com/hangup/internal/wire"
@@ -276,9 +277,24 @@ func (w *Worker) lost(err error) error {
 // died says how the main process ended.
 func (w *Worker) died() error {
 	status := w.tree.Status()
-	died := &call.DiedError{Exit: status.Exit, Tail: w.output.Tail()}
+	if status.Limit != "" {
+		return overTree(status.Limit, w.o.Workload.Limits)
+	}
+	died := &call.DiedError{Exit: status.Exit, OOM: status.OOM, Tail: w.output.Tail()}
 	if status.Exit < 0 {
 		died.Signal = unix.SignalName(status.Signal)
 	}
 	return died
+}
+
+// overTree names the limit for which a tree was ended.
+func overTree(limit string, l config.WorkLimits) error {
+	switch limit {
+	case "memory":
+		return fmt.Errorf("%w: limits.memory: the worker's process tree took more than %d bytes of memory", call.ErrLimit, l.Memory)
+	case "pids":
+		return fmt.Errorf("%w: limits.pids: the worker's process tree had, or wanted, more than %d processes and threads", call.ErrLimit, l.Pids)
+	default:
+		return fmt.Errorf("%w: limits.%s", call.ErrLimit, limit)
+	}
 }

@@ -125,11 +125,16 @@ func (w *Worker) spawn(ctx context.Context) error {
 	if w.o.Workload.Stop.Cooperative > 0 {
 		extra = append(extra, "HANGUP_COOPERATIVE=1")
 	}
-	w.tree, err = w.o.Host.Start(ctx, proc.Spec{
-		Argv: w.o.Workload.Command, Env: kind.Environ(w.o.Workload, extra...), Dir: w.o.Workload.Dir,
-		Files: theirs, MaxFiles: w.o.Workload.Limits.Files, NewPrivileges: w.o.Workload.NewPrivileges,
-	})
-	if err != nil {
+	if u := w.o.Workload.User; u != nil {
+		for _, f := range theirs {
+			if f != nil { // whoever may not be given it may not start the worker either, which is told then
+				_ = f.Chown(u.UID, u.GID) // else it could not open /dev/stderr
+			}
+		}
+	}
+	spec := kind.Spec(w.o.Workload)
+	spec.Env, spec.Files = kind.Environ(w.o.Workload, extra...), theirs
+	if w.tree, err = w.o.Host.Start(ctx, spec); err != nil {
 		return fail(err)
 	}
 	w.output = output
@@ -158,8 +163,11 @@ func (w *Worker) handshake(ctx context.Context) error {
 		return w.notReady(context.Cause(ctx).Error())
 	case err != nil:
 		var died *call.DiedError
-		if cause := w.lost(err); errors.As(cause, &died) {
+		switch cause := w.lost(err); {
+		case errors.As(cause, &died):
 			return w.notReady(died.Error() + " before it was ready")
+		case errors.Is(cause, call.ErrLimit):
+			return w.notReady(cause.Error() + " before it was ready")
 		}
 		return w.notReady("it broke the protocol before it was ready: " + err.Error())
 	case frame.Type != wire.TypeReady:

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"example.com/hangup/internal/proc"
+)
+
+// headRoom looks at how many processes there can be, and what is kept of them for the
+// server.
+func headRoom() finding {
+	room := proc.Processes()
+	f := finding{Check: "processes", Verdict: sound}
+	switch kept := room.Most - room.Limit; {
+	case room.Most == 0:
+		f.Detail = "no bound is known but the machine's own: nothing has to be kept for the server"
+		if os.Geteuid() != 0 {
+			break
+		}
+		f.Verdict, f.Detail = weaker, "no bound is known but the machine's own, and nothing bounds the processes of root"
+		f.Remedy = "limits.pids for each workload, or a user of its own; TasksMax in the systemd unit"
+	case os.Geteuid() == 0:
+		f.Verdict = weaker
+		f.Detail = fmt.Sprintf("at most %d (%s): workers with a user of their own leave %d to the server, workers that are root may take all", room.Most, room.Bound, kept)
+		f.Remedy = "a user for each workload, or limits.pids"
+	case kept < proc.HeadRoom:
+		f.Verdict = weaker
+		f.Detail = fmt.Sprintf("at most %d (%s): %d of them are kept for the server, which may need %d", room.Most, room.Bound, kept, proc.HeadRoom)
+		f.Remedy = "TasksMax and LimitNPROC in the systemd unit, --pids-limit of the container, ulimit -u"
+	default:
+		f.Detail = fmt.Sprintf("at most %d (%s): %d of them are kept for the server, whatever a worker forks", room.Most, room.Bound, kept)
+	}
+	return f
+}
