@@ -1,3 +1,5 @@
+//go:build linux && !portable
+
 // Package proc starts process trees and ends them whole. It is the server's side
 // of reap: every tree hangs below a shim, a process that nothing in the tree can
 // leave, and the server never waits for anyone but its own shims.
