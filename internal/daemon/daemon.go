@@ -43,13 +43,6 @@ const (
 	lastReplies = 500 * time.Millisecond
 )
 
-// Containment and isolation in force. The layers that make more of them come
-// with the cgroup probe.
-const (
-	containment = "subreaper"
-	isolation   = "none"
-)
-
 // Options say what a server runs with.
 type Options struct {
 	Config     *config.Config
@@ -66,6 +59,7 @@ type server struct {
 	o        Options
 	log      *observe.Log
 	host     *proc.Host
+	held     event.Containment // by the host
 	bodies   *spool.Spool
 	observer *observe.Observer
 	pools    *pools
@@ -103,13 +97,18 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer s.host.Close()
+	s.held = s.host.Containment()
+	if minimum := o.Config.Containment.Minimum; !s.held.Meets(minimum) {
+		return fmt.Errorf("cannot start: the workers' processes would be held by %s, and the config wants %s at least: "+
+			"write containment: {minimum: %[1]s} into the config to accept that; hangup doctor tells what is missing", s.held.Level, minimum)
+	}
 
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	var emit event.Sink
 	s.pools = &pools{open: func(w config.Workload) *pool.Pool { return s.open(work, w, emit) }}
 	s.observer = observe.New(observe.Options{
-		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Level: containment, Isolation: isolation,
+		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Level: s.held.Level, Isolation: s.held.Isolation,
 	})
 	seen := s.observer.Sink()
 	emit = func(e event.Event) {
@@ -138,7 +137,7 @@ func Run(ctx context.Context, o Options) (err error) {
 func (s *server) serveAs(c *config.Config) {
 	h := api.New(api.Options{
 		Config: c, Calls: s.calls, Spool: s.bodies, Workloads: s.pools.snapshots, Metrics: s.observer.Handler(),
-		Ready: s.ready, Containment: containment, Isolation: isolation,
+		Ready: s.ready, Containment: s.held.Level, Isolation: s.held.Isolation,
 		ServerPid: os.Getpid(), SupervisorPid: s.supervisorPid(), NewID: newID, Budget: s.budget, Probes: &s.probes, ShowOut: listen.ShowOut,
 	})
 	s.handler.Store(&h)
@@ -236,7 +235,7 @@ func (s *server) drain() {
 			case <-ended:
 				return
 			case sig := <-s.o.Signals:
-				if sig != proc.EndNow { // it drains already
+				if sig != proc.EndNow && s.o.Supervisor != nil { // it drains already, and the supervisor counts
 					continue
 				}
 				s.log.Warn("killing everything", "reason", "told to end again")
@@ -281,9 +280,14 @@ func (s *server) logStart() {
 	s.logWarnings(c)
 	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", c.TLS.On(),
 		"pid", os.Getpid(), "supervisor_pid", s.supervisorPid(),
-		"containment", containment, "isolation", isolation, "workloads", names(c))
+		"containment", s.held.Level, "isolation", s.held.Isolation, "workloads", names(c))
 	if s.doors.Inherited() {
 		s.log.Info("the sockets were handed over by the service manager: listen in the config is not used")
+	}
+	for _, layer := range s.held.Layers {
+		if !layer.On {
+			s.log.Warn("weaker containment: "+layer.Name+" is "+layer.Detail, "remedy", layer.Remedy)
+		}
 	}
 	if os.Geteuid() == 0 {
 		s.log.Warn("running as root: the workers are root, too, and nothing keeps them from the rest of the machine",

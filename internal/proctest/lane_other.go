@@ -1,0 +1,8 @@
+//go:build !linux
+
+package proctest
+
+import "syscall"
+
+// dieWithParent can do nothing on this system.
+func dieWithParent(*syscall.SysProcAttr) {}
