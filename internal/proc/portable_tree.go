@@ -38,6 +38,7 @@ var ErrExited = errors.New("the process has ended")
 type Tree struct {
 	host    *Host
 	process *os.Process
+	main    Process // as it was seen first: its number may be given away when it has ended
 	exited  chan struct{}
 	killed  chan struct{} // closed by the first Kill
 	done    chan struct{}
@@ -52,11 +53,15 @@ type Tree struct {
 }
 
 func newTree(h *Host, process *os.Process) *Tree {
-	return &Tree{
+	t := &Tree{
 		host: h, process: process, seen: make(map[int]Process),
 		exited: make(chan struct{}), killed: make(chan struct{}), done: make(chan struct{}),
 		interim: make(chan Verdict, 1),
 	}
+	if list := Look(process.Pid); len(list) > 0 {
+		t.main = list[0]
+	}
+	return t
 }
 
 // Pid returns the pid of the main process.
@@ -85,7 +90,7 @@ func (t *Tree) Done() <-chan struct{} { return t.done }
 func (t *Tree) Signal(sig syscall.Signal) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.look(t.Pid()) // it may end by this, and who is below it is not found afterwards
+	t.look(t.main) // it may end by this, and who is below it is not found afterwards
 	err := t.process.Signal(sig)
 	if errors.Is(err, os.ErrProcessDone) {
 		return ErrExited
@@ -183,7 +188,7 @@ func (t *Tree) round() bool {
 	case <-t.exited:
 		exited = true
 	default:
-		t.look(t.Pid())
+		t.look(t.main)
 	}
 	group := syscall.Kill(-t.Pid(), syscall.SIGKILL)
 	for pid, p := range t.seen {
@@ -192,7 +197,7 @@ func (t *Tree) round() bool {
 			t.gone++
 			continue
 		}
-		t.look(pid)
+		t.look(p)
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	if !exited || group != syscall.ESRCH || len(t.seen) > 0 {
@@ -203,9 +208,13 @@ func (t *Tree) round() bool {
 }
 
 // look notes who is below a process, by number and time of start.
-func (t *Tree) look(pid int) {
-	for _, p := range Look(pid) {
-		if p.Pid != t.Pid() && p.State != "Z" {
+func (t *Tree) look(top Process) {
+	list := Look(top.Pid)
+	if len(list) == 0 || list[0].Started != top.Started {
+		return // gone, or somebody else's number by now
+	}
+	for _, p := range list[1:] {
+		if p.State != "Z" {
 			t.seen[p.Pid] = p
 		}
 	}
@@ -213,12 +222,8 @@ func (t *Tree) look(pid int) {
 
 // alive tells whether p is there and not a zombie, which its parent alone can end.
 func (p Process) alive() bool {
-	for _, now := range Look(p.Pid) {
-		if now.Pid == p.Pid {
-			return now.Started == p.Started && now.State != "Z"
-		}
-	}
-	return false
+	list := Look(p.Pid)
+	return len(list) > 0 && list[0].Started == p.Started && list[0].State != "Z"
 }
 
 // stop notes when the stop began. The caller holds mu.
