@@ -12,7 +12,7 @@ STRESS_COUNT  ?= 20
 CALLERS       ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test docs stress patience lint bench flood rename clean need-go need-git need-python need-race need-strace
+.PHONY: help demo run build test docs stress patience lint portable bench flood rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 		echo "not as gofumpt formats it (run: $(TOOL) gofumpt -w .):"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
+
+portable: need-go need-python need-race ## what macOS and other Unix get: it builds, passes vet, and runs here with the build tag portable
+	for os in darwin freebsd; do GOOS=$$os $(GO) build ./... && GOOS=$$os $(GO) vet ./... || exit 1; done
+	$(GO) vet -tags portable ./...
+	$(GO) test -tags portable -race -timeout 5m ./internal/proc
+	$(GO) test -tags portable -timeout 5m ./e2e -run 'TestPortable|TestCall$$|TestSecondSignal$$'
 
 patience: build need-python ## CALLERS=100000 callers who stay, over every transport: none is cancelled
 	env HANGUP_TEST_CALLERS=$(CALLERS) HANGUP_TEST_BUILT_hangup=$(CURDIR)/bin/hangup HANGUP_TEST_BUILT_hangup-shim=$(CURDIR)/bin/hangup-shim \

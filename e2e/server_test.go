@@ -99,6 +99,9 @@ func prepare(t *testing.T, workloads string, settings ...string) *server {
 	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "listen:") }) {
 		settings = append([]string{"listen: [127.0.0.1:0]"}, settings...)
 	}
+	if !proc.Supervised {
+		settings = append(settings, "containment: {minimum: process-group}")
+	}
 	cert, key := certificate()
 	s.write("cert.pem", cert)
 	s.write("key.pem", key)
@@ -368,15 +371,22 @@ func (s *server) workloads() []workload {
 		Workloads     []workload
 	}
 	s.fetch("/workloads", &all)
-	if all.SupervisorPid != s.cmd.Process.Pid || all.ServerPid != s.pid {
-		s.t.Errorf("the server says it is %d under %d, and it is %d under %d", all.ServerPid, all.SupervisorPid, s.pid, s.cmd.Process.Pid)
+	supervisor := s.cmd.Process.Pid
+	if !proc.Supervised {
+		supervisor = 0
+	}
+	if all.SupervisorPid != supervisor || all.ServerPid != s.pid {
+		s.t.Errorf("the server says it is %d under %d, and it is %d under %d", all.ServerPid, all.SupervisorPid, s.pid, supervisor)
 	}
 	return all.Workloads
 }
 
 // atRest tells whether every pool is whole and idle, and the stock of shims full.
 func (s *server) atRest() bool {
-	processes := 2 + proc.DefaultStock // supervisor and server
+	processes, each := 2+proc.DefaultStock, 2 // supervisor and server; a shim and a worker
+	if !proc.Supervised {
+		processes, each = 1, 1
+	}
 	for _, w := range s.workloads() {
 		if w.Queued > 0 || len(w.Workers) != w.Limit+w.Spares {
 			return false
@@ -386,7 +396,7 @@ func (s *server) atRest() bool {
 				return false
 			}
 		}
-		processes += 2 * len(w.Workers)
+		processes += each * len(w.Workers)
 	}
 	return len(proc.Look(s.cmd.Process.Pid)) == processes
 }

@@ -1,3 +1,5 @@
+//go:build linux && !portable
+
 // Hangup-shim is the small process above every worker of hangup, and, in its
 // other role, above the server itself. It is started by hangup; there is nothing
 // to configure.

@@ -54,7 +54,7 @@ type story struct {
 	out        io.Writer
 	server     *exec.Cmd // the supervisor, which it becomes
 	url        string
-	supervisor int
+	supervisor int // or the server, where there is none
 	pid        int // of the server
 	seen       map[proc.Process]bool
 }
@@ -66,6 +66,9 @@ func demo(out io.Writer) error {
 		return fmt.Errorf("cannot make a directory for the demo: %w", err)
 	}
 	defer os.RemoveAll(dir)
+	if len(proc.Look(os.Getpid())) == 0 {
+		return errors.New("cannot show processes on this system, and without them there is no story: try it on Linux or macOS")
+	}
 	s := &story{out: out, seen: map[proc.Process]bool{}}
 	languages, err := s.write(dir)
 	if err != nil {
@@ -91,7 +94,10 @@ func (s *story) write(dir string) ([]string, error) {
 		return nil, fmt.Errorf("cannot find this program: %w", err)
 	}
 	names := []string{"go"}
-	conf := "listen: [127.0.0.1:0]\nworkloads:\n" +
+	if !proc.Supervised {
+		s.say("(this system has nothing that a process cannot leave: the config of the demo accepts containment by process group)")
+	}
+	conf := "listen: [127.0.0.1:0]\n" + minimum() + "workloads:\n" +
 		fmt.Sprintf("  go: {kind: worker, command: [%q, demo, --worker], workers: 1, spares: 1}\n", self)
 	if _, err := exec.LookPath("python3"); err == nil {
 		names = append(names, "python")
@@ -145,6 +151,11 @@ func (s *story) start(dir string) error {
 	if err != nil {
 		s.stop()
 		return fmt.Errorf("the server is not ready: %w", err)
+	}
+	if !proc.Supervised {
+		s.supervisor = s.pid
+		s.say("server %d: ready in %s", s.pid, ms(time.Since(began)))
+		return nil
 	}
 	s.say("server %d under supervisor %d: ready in %s", s.pid, s.supervisor, ms(time.Since(began)))
 	return nil
@@ -280,9 +291,13 @@ func (s *story) settled() error {
 		if s.get("/workloads", &all) != nil || all.ServerPid != s.pid {
 			return false
 		}
-		processes := 2 + proc.DefaultStock // the supervisor and the server
+		own, each := 2+proc.DefaultStock, 2 // supervisor, server and idle shims; a shim and a worker
+		if !proc.Supervised {
+			own, each = 1, 1
+		}
+		processes := own
 		for _, w := range all.Workloads {
-			processes += 2 * len(w.Workers)
+			processes += each * len(w.Workers)
 			if len(w.Workers) != w.Limit+w.Spares {
 				return false
 			}

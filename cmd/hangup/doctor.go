@@ -100,9 +100,7 @@ func examine(cmd *cobra.Command, file string) ([]finding, error) {
 		}
 		c = *loaded
 	}
-	list := []finding{kernel(), pidfds()}
-	list = append(list, trees(cmd.Context(), c.Containment)...)
-	return append(list, procfs(), descriptors(c.Limits.Connections), headRoom(), first(), spoolDir(c.Spool.Dir), scratchDir(cmd.Context(), c.Spool.Dir)), nil
+	return examineHost(cmd.Context(), c), nil
 }
 
 // printFindings prints what was found. The exit code says whether anything is

@@ -1,14 +1,12 @@
+//go:build linux && !portable
+
 package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +14,14 @@ import (
 	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/proc"
-	"example.com/hangup/internal/scratch"
 )
+
+// examineHost looks at this host.
+func examineHost(ctx context.Context, c config.Config) []finding {
+	list := []finding{kernel(), pidfds()}
+	list = append(list, trees(ctx, c.Containment)...)
+	return append(list, procfs(), descriptors(c.Limits.Connections), headRoom(), first(), spoolDir(c.Spool.Dir), scratchDir(ctx, c.Spool.Dir))
+}
 
 func kernel() finding {
 	var name unix.Utsname
@@ -102,13 +106,6 @@ func ended(v proc.Verdict, held event.Containment, minimum string, grown bool) f
 	}
 }
 
-// startApart starts a program in a session of its own, and does not wait for it.
-func startApart(argv ...string) error {
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	return cmd.Start()
-}
-
 // privileges looks at a process of the tree.
 func privileges(pid int) finding {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -161,67 +158,9 @@ func procfs() finding {
 	return finding{Check: "/proc", Verdict: sound, Detail: "shows processes (no hidepid)"}
 }
 
-// descriptors compares the limit of open files with what so many connections need.
-func descriptors(connections int) finding {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return finding{"open files", weaker, "cannot ask for the limit: " + err.Error(), ""}
-	}
-	const rest = 1000 // workers with their pipes, bodies in files, the log
-	need := uint64(connections) + rest
-	detail := fmt.Sprintf("at most %d; limits.connections is %d", limit.Max, connections)
-	if limit.Max < need {
-		return finding{
-			"open files", weaker, detail + ": new connections fail before that is reached",
-			fmt.Sprintf("LimitNOFILE=%d in the systemd unit, ulimit -Hn, or fewer limits.connections", need),
-		}
-	}
-	return finding{Check: "open files", Verdict: sound, Detail: detail}
-}
-
 func first() finding {
 	if os.Getpid() == 1 {
 		return finding{Check: "PID 1", Verdict: sound, Detail: "this is PID 1: the supervisor reaps what nobody waits for, and needs no --init"}
 	}
 	return finding{Check: "PID 1", Verdict: sound, Detail: "another program is; hangup needs not be, and may be in a container"}
-}
-
-// spoolDir writes where the bodies would wait.
-func spoolDir(dir string) finding {
-	shown := dir
-	if dir == "" {
-		shown = os.TempDir()
-	}
-	f, err := os.CreateTemp(shown, "hangup-doctor-")
-	if err == nil {
-		_, err = f.WriteString("x")
-		f.Close()
-		os.Remove(f.Name())
-	}
-	if err != nil {
-		return finding{"spool", missing, "large bodies cannot wait in files: " + err.Error(), "name a directory that this user may write to with spool.dir, or set TMPDIR"}
-	}
-	return finding{Check: "spool", Verdict: sound, Detail: shown + " can be written"}
-}
-
-// scratchDir makes a directory for a call as the server would, and removes it.
-func scratchDir(ctx context.Context, dir string) finding {
-	const remedy = "name a directory on a local disk that this user may write to with spool.dir, or set TMPDIR"
-	var left error
-	base, err := scratch.Open(dir, func(e event.Event) {
-		if t, ok := e.(event.Trouble); ok {
-			left = t.Err
-		}
-	})
-	if err != nil {
-		return finding{"scratch", missing, "calls can have no directory: " + err.Error(), remedy}
-	}
-	call := base.Holder(nil)
-	_, err = call.Begin(ctx, "doctor")
-	call.End()
-	base.Close(true)
-	if err = errors.Join(err, left); err != nil {
-		return finding{"scratch", missing, "calls can have no directory: " + err.Error(), remedy}
-	}
-	return finding{Check: "scratch", Verdict: sound, Detail: "a directory was made, locked and removed in " + filepath.Dir(base.Path())}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/proc"
 	"example.com/hangup/python"
 )
 
@@ -55,6 +56,7 @@ func writeStarter(dir string) error {
 		}
 		files[name] = data
 	}
+	files["hangup.yaml"] = append(files["hangup.yaml"], minimum()...)
 	var there []string
 	for _, name := range []string{"hangup.yaml", "hangup.schema.json", "worker.py", "hangup.py"} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
@@ -73,6 +75,15 @@ func writeStarter(dir string) error {
 		}
 	}
 	return nil
+}
+
+// minimum is the key of a config without which no server starts on this system; "" on
+// Linux.
+func minimum() string {
+	if proc.Supervised {
+		return ""
+	}
+	return "containment: {minimum: process-group}   # all that this system has; hangup doctor says what is missing\n"
 }
 
 // create writes a file that must not be there.

@@ -41,7 +41,7 @@ func serve(cmd *cobra.Command, file string) error {
 	if err != nil {
 		return err
 	}
-	if supervisor == nil {
+	if supervisor == nil && proc.Supervised {
 		self, err := os.Executable()
 		if err != nil {
 			return fmt.Errorf("cannot find this program: %w", err)

@@ -252,7 +252,7 @@ func (s *server) drain() {
 			case <-ended:
 				return
 			case sig := <-s.o.Signals:
-				if sig != proc.EndNow { // it drains already
+				if sig != proc.EndNow && s.o.Supervisor != nil { // it drains already, and the supervisor counts
 					continue
 				}
 				s.log.Warn("killing everything", "reason", "told to end again")

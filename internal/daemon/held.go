@@ -24,7 +24,7 @@ func enough(held event.Containment, minimum string) error {
 		}
 	}
 	return fmt.Errorf("cannot hold process trees as containment.minimum demands: it is %s, and %s is what there is%s; "+
-		"or write the lower minimum into the config", minimum, held.Level, why)
+		"or write containment: {minimum: %[2]s} into the config to accept that", minimum, held.Level, why)
 }
 
 // isolation is what keeps the workers of a workload from the rest. Without a user of

@@ -90,7 +90,7 @@ type Stop struct {
 	Killed    int           // processes reaped from the tree after the sequence began
 	Took      time.Duration // from the decision to Empty, or to giving the verdict
 	Empty     bool          // no process of the tree is left
-	Proof     string        // what Empty rests on: "ECHILD", "supervisor", "acknowledged", "never-started"
+	Proof     string        // what Empty rests on: "ECHILD", "supervisor", "process-group", "acknowledged", "never-started"
 	Survivors []Survivor    // who is left when not Empty
 }
 

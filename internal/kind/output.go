@@ -82,8 +82,8 @@ func NewOutput(workload string, emit event.Sink) (o *Output, stdout, stderr *os.
 // blocking descriptor.
 func Pipe(toChild bool) (ours, theirs *os.File, err error) {
 	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, os.NewSyscallError("pipe2", err)
+	if err := pipe(&fds); err != nil {
+		return nil, nil, os.NewSyscallError("pipe", err)
 	}
 	r, w := fds[0], fds[1]
 	our, their := r, w

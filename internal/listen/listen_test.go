@@ -496,7 +496,9 @@ func TestAcceptWithoutDescriptors(t *testing.T) {
 	for _, f := range files {
 		defer f.Close()
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(highest) + 2, Max: before.Max}); err != nil {
+	low := before
+	set(&low.Cur, highest+2)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
 		t.Fatal(err)
 	}
 	restore := sync.OnceFunc(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &before) })
@@ -609,3 +611,6 @@ func TestWhenAConnectionWaits(t *testing.T) {
 	s.ConnState(c, http.StateClosed)
 	check("closed", false)
 }
+
+// set sets a limit, whose type is not the same on every system.
+func set[Limit int64 | uint64](limit *Limit, n uintptr) { *limit = Limit(n) }

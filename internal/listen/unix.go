@@ -44,10 +44,9 @@ func openUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := f.clear(); err != nil {
 		return fail(err)
 	}
-	// The mode that a socket has before it is bound is that of its file.
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), socketMode) }), err)
+		return errors.Join(c.Control(func(fd uintptr) { err = restrict(int(fd)) }), err)
 	}}
 	l, err := lc.Listen(ctx, "unix", f.reach())
 	if err != nil {
@@ -59,6 +58,10 @@ func openUnix(ctx context.Context, path string) (net.Listener, error) {
 	}
 	u := l.(*net.UnixListener)
 	u.SetUnlinkOnClose(false) // it would go by the path
+	if err := restrictFile(f.dir, f.name); err != nil {
+		u.Close()
+		return fail(err)
+	}
 	if f.device, f.inode, err = f.stat(); err != nil {
 		u.Close()
 		return fail(err)
@@ -81,11 +84,6 @@ func (f *socketFile) lock(ctx context.Context) (unlock func()) {
 		}
 	}
 	return func() { _ = unix.Flock(int(f.dir.Fd()), unix.LOCK_UN) }
-}
-
-// reach is a path of the socket that leads through the open directory, and is short.
-func (f *socketFile) reach() string {
-	return "/proc/self/fd/" + strconv.Itoa(int(f.dir.Fd())) + "/" + f.name
 }
 
 // clear makes room for the socket.
@@ -182,11 +180,7 @@ func (p peer) String() string { return string(p) }
 func peerOf(c *net.UnixConn) peer {
 	uid := -1
 	if raw, err := c.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) {
-			if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-				uid = int(cred.Uid)
-			}
-		})
+		_ = raw.Control(func(fd uintptr) { uid = peerUID(int(fd)) })
 	}
 	if uid < 0 {
 		return "local"

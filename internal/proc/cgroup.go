@@ -14,12 +14,6 @@ import (
 	"example.com/hangup/internal/reap"
 )
 
-// The values of Options.Cgroup.
-const (
-	CgroupAuto  = "auto"
-	CgroupNever = "never"
-)
-
 // probeTimeout bounds the wait for each thing that a probe waits for.
 const probeTimeout = 5 * time.Second
 

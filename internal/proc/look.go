@@ -1,3 +1,5 @@
+//go:build linux
+
 package proc
 
 import (
@@ -91,14 +93,14 @@ func SinceBoot() time.Duration {
 func (t *Tree) StartedSince(boot time.Duration) (int, error) {
 	since := int64(boot / tick)
 	n, seen := 0, false
-	for _, p := range Look(t.ShimPid()) {
-		seen = seen || p.Pid == t.pid
+	for _, p := range Look(t.top()) {
+		seen = seen || p.Pid == t.Pid()
 		if p.Pid != t.ShimPid() && p.Started >= since {
 			n++
 		}
 	}
 	if !seen {
-		return 0, fmt.Errorf("cannot see process %d of the tree", t.pid)
+		return 0, fmt.Errorf("cannot see process %d of the tree", t.Pid())
 	}
 	return n, nil
 }

@@ -1,3 +1,5 @@
+//go:build linux && !portable
+
 // Package proc starts process trees and ends them whole. It is the server's side
 // of reap: every tree hangs below a shim, a process that nothing in the tree can
 // leave, and the server never waits for anyone but its own shims.
@@ -43,15 +45,6 @@ const restockAfter = 100 * time.Millisecond
 
 // helloTimeout bounds the wait for the first words of a shim or supervisor.
 const helloTimeout = 10 * time.Second
-
-// Options say how a Host works. Only Shim must be given.
-type Options struct {
-	Shim       string        // path of hangup-shim, see [FindShim]
-	Supervisor *os.File      // the socket to the supervisor, see [SupervisorFromEnv]; the Host closes it; nil: none
-	Stock      int           // idle shims kept for the next Start; 0: DefaultStock
-	Cgroup     string        // CgroupNever: no cgroups, even where they could be; "" is CgroupAuto
-	Patience   time.Duration // how long a shim may be silent during a stop before it is given up; 0: DefaultPatience
-}
 
 // Host starts trees. Its methods may be called from any goroutine.
 type Host struct {
@@ -156,46 +149,6 @@ func openHigh(path string, flags int) (*os.File, error) {
 	}
 	unix.Close(low)
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// Spec says what to start.
-type Spec struct {
-	// Argv is the program and its arguments. A name without a slash is looked
-	// for in the PATH of Env; what is relative is relative to Dir.
-	Argv []string
-	Env  []string // the whole environment
-	Dir  string   // "" is the server's own
-	// Files become the descriptors 0, 1, 2 … of the program, in blocking mode;
-	// nil stands for /dev/null. The caller keeps his own.
-	Files []*os.File
-	// NewPrivileges lets setuid programs work. A tree that uses it may hold
-	// processes that the shim is not allowed to kill.
-	NewPrivileges bool
-	// MaxFiles is how many descriptors each process of the tree may have open:
-	// RLIMIT_NOFILE, soft and hard. It only lowers: where the server's own hard
-	// limit is less, that holds. 0 leaves both as the server was started with.
-	// The limit is set just after the program has begun, and before Start
-	// returns. A set-user-ID program cannot be given one by an ordinary user.
-	MaxFiles int
-	User     *User // nil: the server's own
-	Limits   Limits
-}
-
-// User is whom a program runs as. Only root can start it as somebody else.
-type User struct {
-	Name     string // for messages
-	UID, GID int
-	Groups   []int // the supplementary ones
-}
-
-func (u *User) String() string { return fmt.Sprintf("%s (uid %d)", u.Name, u.UID) }
-
-// Limits bound a whole tree; a 0 is none. How they are enforced tells
-// [Host.Enforcement].
-type Limits struct {
-	Memory int64   // bytes
-	Pids   int     // processes and threads
-	CPUs   float64 // processors, in steps of a thousandth
 }
 
 // Start starts a tree, under a shim from the stock if there is one. When ctx ends

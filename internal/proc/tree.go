@@ -1,3 +1,5 @@
+//go:build linux && !portable
+
 package proc
 
 import (
@@ -18,29 +20,6 @@ const (
 	ProofECHILD     = "ECHILD"     // the shim had no child left to wait for
 	ProofSupervisor = "supervisor" // the shim was lost, and the supervisor had none but the server
 )
-
-// Verdict is what became of a tree that was stopped.
-type Verdict struct {
-	Empty     bool
-	Proof     string // one of the proofs; "" when not Empty
-	Reaped    int    // processes reaped since the stop began, the main process included
-	Survivors []event.Survivor
-	Reason    string        // why it is not Empty
-	Took      time.Duration // since the stop began: by Kill, or by the end of the main process
-}
-
-// Status is how the main process ended.
-type Status struct {
-	Exit   int            // the exit code; -1 when a signal ended it
-	Signal syscall.Signal // 0 when it exited
-	CPU    time.Duration  // user and system time of it, and of what it had waited for
-	MaxRSS int64          // bytes, of the largest of those
-	Limit  string         // the limit for which the tree was ended: memory or pids; "" when for none
-	OOM    bool           // SIGKILL that nobody here sent, and the kernel has killed for want of memory meanwhile
-}
-
-// ErrExited is what Signal returns when the main process has ended.
-var ErrExited = errors.New("the process has ended")
 
 // Tree is a program that was started, with whatever it starts.
 type Tree struct {

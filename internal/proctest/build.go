@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -70,13 +71,25 @@ func build(path, pkg string, flags []string) error {
 	if err := readSources(root); err != nil {
 		return err
 	}
-	cmd := exec.Command("go", append(append([]string{"build", "-o", path}, flags...), pkg)...)
+	args := append([]string{"build", "-o", path, "-tags=" + tags()}, flags...)
+	cmd := exec.Command("go", append(args, pkg)...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), runEnv+"=") // no mark: the go command may leave a helper running
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, out)
 	}
 	return os.Chmod(path, 0o755)
+}
+
+// tags are the build tags of the test binary: its programs are built with the same.
+func tags() string {
+	info, _ := debug.ReadBuildInfo()
+	for _, setting := range info.Settings {
+		if setting.Key == "-tags" {
+			return setting.Value
+		}
+	}
+	return ""
 }
 
 // readSources reads every source of the programs, so that the cache of test

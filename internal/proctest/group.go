@@ -112,7 +112,7 @@ func startIn(attr *syscall.SysProcAttr, uid int) (remove func()) {
 		os.Remove(group)
 		return func() {}
 	}
-	attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	inGroup(attr, int(dir.Fd()))
 	return func() {
 		dir.Close()
 		os.Remove(group)

@@ -193,8 +193,8 @@ func runAsUser(dir string) int {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)},
-		Pdeathsig:  syscall.SIGKILL,
 	}
+	dieWithParent(cmd.SysProcAttr)
 	defer startIn(cmd.SysProcAttr, uid)()
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintf(os.Stderr, "proctest: as uid %d: %v\n", uid, err)

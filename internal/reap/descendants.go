@@ -1,3 +1,5 @@
+//go:build linux
+
 package reap
 
 // Descendants lists the processes below pid as they are now, nearest first. It

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package reap holds process trees: it is the inside of hangup-shim, the small
 // program in its two roles, and the only code that may wait for strangers.
 //

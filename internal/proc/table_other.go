@@ -1,0 +1,6 @@
+//go:build !darwin
+
+package proc
+
+// rssUnit is the unit of Rusage.Maxrss.
+const rssUnit = 1 << 10
