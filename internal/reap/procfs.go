@@ -81,8 +81,8 @@ func survivor(pid int) Survivor {
 
 func procPath(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
 
-// read returns what a file in /proc holds, or nothing. It goes past os.ReadFile,
-// which would try to poll each of these files.
+// read returns what a file in /proc holds; nothing where not all of it can be read.
+// It goes past os.ReadFile, which would try to poll each of these files.
 func read(path string) []byte {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -95,6 +95,9 @@ func read(path string) []byte {
 		if err == unix.EINTR {
 			continue
 		}
+		if err != nil {
+			return nil
+		}
 		if n <= 0 {
 			return b
 		}
@@ -105,7 +108,8 @@ func read(path string) []byte {
 	}
 }
 
-// numbers lists the entries of a directory whose names are numbers.
+// numbers lists the entries of a directory whose names are numbers; nothing where
+// not all of it can be read.
 func numbers(dir string) []int {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -119,6 +123,9 @@ func numbers(dir string) []int {
 		n, err := unix.ReadDirent(fd, b)
 		if err == unix.EINTR {
 			continue
+		}
+		if err != nil {
+			return nil
 		}
 		if n <= 0 {
 			return list
