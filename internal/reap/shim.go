@@ -199,7 +199,7 @@ func (s *shim) beginStop() {
 func (s *shim) start(m Start, files []int) {
 	defer closeAll(files)
 	if !s.idle() {
-		s.conn.Send(StartFailed{StageOrder, unix.EBUSY})
+		s.tell(StartFailed{StageOrder, unix.EBUSY})
 		return
 	}
 	done := make(chan Message)
@@ -212,7 +212,15 @@ func (s *shim) start(m Start, files []int) {
 			s.beginStop()
 		}
 	}
-	s.conn.Send(answer)
+	s.tell(answer)
+}
+
+// tell reports what the server has to know. A server that cannot be told would wait
+// for ever: it learns by the end of the shim.
+func (s *shim) tell(m Message) {
+	if s.conn.Send(m) != nil {
+		s.leave()
+	}
 }
 
 // exited is told of every death below. That of the main process is the end of
@@ -226,7 +234,7 @@ func (s *shim) exited(pid int, e Exited) {
 		s.beginStop()
 		s.reaper.reaped = 1 // the main process
 	}
-	s.conn.Send(e)
+	s.tell(e)
 }
 
 // alive tells the server now and then that the stop goes on.
@@ -246,7 +254,7 @@ func (s *shim) advance() {
 	}
 	if s.reaper.step() {
 		s.stop = time.Time{}
-		s.conn.Send(Empty{s.reaper.reaped})
+		s.tell(Empty{s.reaper.reaped})
 		return
 	}
 	s.alive()
