@@ -34,8 +34,14 @@ test: need-go need-git need-python need-race need-strace ## vet, the rooms, the 
 	cd python && $(PYTHON) -m unittest test_hangup
 	$(GO) test -race -timeout 60m ./...
 
-stress: need-go need-python need-race ## the tests that start processes, STRESS_COUNT=20 times
-	HANGUP_TEST_CANCELS=1000 $(GO) test -race -count=$(STRESS_COUNT) -timeout 60m $(PROCESS_ROOMS)
+stress: need-go need-python need-race need-strace ## the tests that start processes, STRESS_COUNT=20 times; then once with all kills and faults
+	@for n in $$(seq $(STRESS_COUNT)); do \
+		echo "repetition $$n of $(STRESS_COUNT)"; \
+		HANGUP_TEST_CANCELS=1000 $(GO) test -race -count=1 -timeout 60m $(PROCESS_ROOMS) || \
+			{ echo "make: repetition $$n of $(STRESS_COUNT) has failed" >&2; exit 1; }; \
+	done
+	HANGUP_TEST_FAULTS=0 $(GO) test -race -count=1 -timeout 120m ./internal/proc -run 'TestFaults$$' -v
+	HANGUP_TEST_KILLS=200 HANGUP_TEST_STRAYS=10000 $(GO) test -race -count=1 -timeout 60m ./e2e -run 'TestKillAnyone|TestStrays' -v
 
 lint: need-go ## gofumpt, vet and staticcheck, at the versions of tools/go.mod
 	@unformatted=$$($(TOOL) gofumpt -l .) && if [ -n "$$unformatted" ]; then \

@@ -236,28 +236,25 @@ func (s *server) shimOf(pid int) int {
 	return 0
 }
 
-// TestPID1: as the first process of a container, under an ordinary user, the
-// supervisor ends the orphans that rise to it, and itself when it is told to.
-func TestPID1(t *testing.T) {
+// asPID1 runs a server whose supervisor is PID 1 of a namespace, as an ordinary user,
+// and returns the supervisor as it is seen from here.
+func asPID1(t *testing.T, workloads string) (*server, proc.Process) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root may make a PID namespace here")
 	}
-	for _, program := range []string{"unshare", "setpriv"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Skip(err)
-		}
+	unshare, setpriv := proctest.Need(t, "unshare", "util-linux"), proctest.Need(t, "setpriv", "util-linux")
+	if out, err := exec.Command(unshare, "--pid", "--fork", "--mount-proc", "true").CombinedOutput(); err != nil {
+		proctest.Lack(t, "cannot make a PID namespace: %v %s", err, out)
 	}
-	if out, err := exec.Command("unshare", "--pid", "--fork", "--mount-proc", "true").CombinedOutput(); err != nil {
-		t.Skipf("cannot make a PID namespace: %v %s", err, out)
-	}
-	s := prepare(t, "  inside: {command: [python3, inside.py], workers: 2, spares: 0}\n")
+	s := prepare(t, workloads)
 	if err := os.Chmod(filepath.Dir(s.dir), 0o755); err != nil { // the user is to read the config
 		t.Fatal(err)
 	}
 	serve := s.cmd.Args
-	s.cmd = exec.Command("unshare", append([]string{
+	s.cmd = exec.Command(unshare, append([]string{
 		"--pid", "--fork", "--kill-child", "--mount-proc",
-		"setpriv", "--reuid=64998", "--regid=64998", "--clear-groups", "--",
+		setpriv, "--reuid=64998", "--regid=64998", "--clear-groups", "--",
 	}, serve...)...)
 	s.cmd.Env = proctest.Env()
 	s.run()
@@ -273,6 +270,13 @@ func TestPID1(t *testing.T) {
 	if err != nil || !strings.Contains(string(status), fmt.Sprintf("NSpid:\t%d\t1\n", top.Pid)) || !strings.Contains(string(status), "Uid:\t64998\t") {
 		t.Fatalf("%v, it is not PID 1 of an ordinary user: %s", err, status)
 	}
+	return s, top
+}
+
+// TestPID1: as the first process of a container, under an ordinary user, the
+// supervisor ends the orphans that rise to it, and itself when it is told to.
+func TestPID1(t *testing.T) {
+	s, top := asPID1(t, "  inside: {command: [python3, inside.py], workers: 2, spares: 0}\n")
 	atRest := func() bool {
 		for _, p := range proc.Look(top.Pid) {
 			if p.State == "Z" {

@@ -95,11 +95,12 @@ func greet(conn *reap.Conn, program string) error {
 
 // end kills the shim and reaps it. In that order of events its children have
 // risen to the supervisor when end returns: an exit closes files first, which is
-// when the reader notices, and reparents children afterwards.
+// when the reader notices, and reparents children afterwards. A shim that could
+// not be killed ends by itself, when it sees the end of its socket.
 func (s *shim) end() {
 	s.process.Kill()
-	s.process.Wait()
 	s.conn.Close()
+	s.process.Wait()
 	s.host.forgetGroups(s.process.Pid)
 }
 

@@ -26,14 +26,20 @@ type Conn struct {
 	files []int  // received, not yet claimed by a Start
 }
 
-// NewConn takes over the socket fd. It refuses messages of more than limit bytes.
+// NewConn takes over the socket fd, also where it fails. It refuses messages of more
+// than limit bytes.
 func NewConn(fd int, limit int) (*Conn, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
 		return nil, err
 	}
 	file := os.NewFile(uintptr(fd), "control socket")
 	raw, err := file.SyscallConn()
+	if err == nil {
+		err = file.SetReadDeadline(time.Time{}) // only where it can be polled
+	}
 	if err != nil {
+		file.Close()
 		return nil, err
 	}
 	return &Conn{file: file, raw: raw, limit: limit}, nil
@@ -108,13 +114,28 @@ func encode(m Message) []byte {
 	return b
 }
 
-func send(fd int, b, rights []byte) (int, error) {
-	for {
-		n, err := unix.SendmsgN(fd, b, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-		if err != unix.EINTR {
-			return max(n, 0), err
-		}
+func send(fd int, b, rights []byte) (n int, err error) {
+	for try := 0; again(err, try); try++ {
+		n, err = unix.SendmsgN(fd, b, rights, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	}
+	return max(n, 0), err
+}
+
+// again tells whether to try once more what has failed with err, or was not tried
+// yet. The kernel may be out of memory for a moment, and a message that gets lost
+// costs a tree; so a few times and for some milliseconds.
+func again(err error, try int) bool {
+	switch err {
+	case unix.EINTR:
+		return true
+	case unix.ENOMEM, unix.ENOBUFS:
+		const most = 5
+		if try < most {
+			time.Sleep(time.Millisecond << try)
+		}
+		return try < most
+	}
+	return try == 0
 }
 
 // Receive waits for a message. The descriptors that came with a [Start] belong to
@@ -173,12 +194,11 @@ func (c *Conn) fill() error {
 	var n, oobn, flags int
 	var failed error
 	err := c.raw.Read(func(fd uintptr) bool {
-		for {
+		failed = nil
+		for try := 0; again(failed, try); try++ {
 			n, oobn, flags, _, failed = unix.Recvmsg(int(fd), room, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-			if failed != unix.EINTR {
-				return failed != unix.EAGAIN
-			}
 		}
+		return failed != unix.EAGAIN
 	})
 	switch {
 	case err != nil:

@@ -88,8 +88,8 @@ func survivor(pid int) Survivor {
 
 func procPath(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) + "/" + name }
 
-// read returns what a file in /proc holds, or nothing. It goes past os.ReadFile,
-// which would try to poll each of these files.
+// read returns what a file in /proc holds; nothing where not all of it can be read.
+// It goes past os.ReadFile, which would try to poll each of these files.
 func read(path string) []byte {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -106,6 +106,9 @@ func readAll(fd int) []byte {
 		if err == unix.EINTR {
 			continue
 		}
+		if err != nil {
+			return nil
+		}
 		if n <= 0 {
 			return b
 		}
@@ -116,7 +119,8 @@ func readAll(fd int) []byte {
 	}
 }
 
-// numbers lists the entries of a directory whose names are numbers.
+// numbers lists the entries of a directory whose names are numbers; nothing where
+// not all of it can be read.
 func numbers(dir string) []int {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -141,6 +145,9 @@ func entries(dir int) []string {
 		n, err := unix.ReadDirent(dir, b)
 		if err == unix.EINTR {
 			continue
+		}
+		if err != nil {
+			return nil
 		}
 		if n <= 0 {
 			return names

@@ -93,7 +93,7 @@ func (r *reaper) begin() {
 
 // step takes a stop one step on and reports whether nothing is left.
 func (r *reaper) step() bool {
-	if r.reap() || r.spare != 0 && len(r.strangers()) == 0 {
+	if r.reap() || r.spared() {
 		return true
 	}
 	if r.cgroup != nil && time.Since(r.began) < cgroupHead && r.cgroup.populated() {
@@ -113,12 +113,19 @@ func (r *reaper) step() bool {
 		r.freeze()
 	}
 	r.seen = r.reaped
-	return r.reap() || r.spare != 0 && len(r.strangers()) == 0
+	return r.reap() || r.spared()
 }
 
-// strangers lists the own children that are not to live. While the spare one
-// lives, this list is the proof, in place of ECHILD: a child leaves it only by
-// being reaped here, and when a process is reaped its children have risen.
+// spared tells whether the spare child is the only one. While it lives, the list of
+// children is the proof, in place of ECHILD: a child leaves it only by being reaped
+// here, and when a process is reaped its children have risen. A list that could not
+// be read does not have the spare one either, and proves nothing.
+func (r *reaper) spared() bool {
+	children := r.list(r.self)(r.self)
+	return r.spare != 0 && len(children) == 1 && children[0] == r.spare
+}
+
+// strangers lists the own children that are not to live.
 func (r *reaper) strangers() []int {
 	var pids []int
 	for _, pid := range r.list(r.self)(r.self) {

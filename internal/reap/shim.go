@@ -222,17 +222,17 @@ func (s *shim) beginStop() {
 func (s *shim) start(m Start, files []int) {
 	defer closeAll(files)
 	if !s.idle() {
-		s.conn.Send(StartFailed{StageOrder, unix.EBUSY})
+		s.tell(StartFailed{StageOrder, unix.EBUSY})
 		return
 	}
 	cgroup, err := s.enter()
 	if err != nil {
-		s.conn.Send(failed(StageGroup, err))
+		s.tell(failed(StageGroup, err))
 		return
 	}
 	guard, err := newGuard(cgroup, m.Limits)
 	if err != nil {
-		s.conn.Send(failed(StageLimits, err))
+		s.tell(failed(StageLimits, err))
 		return
 	}
 	s.guard, s.limit, s.shot = guard, "", false
@@ -247,7 +247,7 @@ func (s *shim) start(m Start, files []int) {
 			s.beginStop()
 		}
 	}
-	s.conn.Send(answer)
+	s.tell(answer)
 	if s.main != 0 && s.stop.IsZero() {
 		guard.watch(s.reaper.self, m.User)
 	}
@@ -268,6 +268,14 @@ func (s *shim) enter() (*group, error) {
 	return s.groups.group, nil
 }
 
+// tell reports what the server has to know. A server that cannot be told would wait
+// for ever: it learns by the end of the shim.
+func (s *shim) tell(m Message) {
+	if s.conn.Send(m) != nil {
+		s.leave()
+	}
+}
+
 // exited is told of every death below. That of the main process is the end of
 // the whole tree.
 func (s *shim) exited(pid int, e Exited) {
@@ -282,7 +290,7 @@ func (s *shim) exited(pid int, e Exited) {
 		s.reaper.reaped = 1 // the main process
 	}
 	e.Limit = s.limit
-	s.conn.Send(e)
+	s.tell(e)
 }
 
 // alive tells the server now and then that the stop goes on.
@@ -302,7 +310,7 @@ func (s *shim) advance() {
 	}
 	if s.reaper.step() {
 		s.stop = time.Time{}
-		s.conn.Send(Empty{s.reaper.reaped})
+		s.tell(Empty{s.reaper.reaped})
 		if s.groups != nil {
 			s.groups.next() // after the verdict: nobody waits for it. A start will say if it failed.
 		}

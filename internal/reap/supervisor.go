@@ -60,7 +60,9 @@ func Supervise(argv []string) int {
 	}
 	s := &supervisor{conn: conn, reaper: reaper}
 	reaper.exited = s.exited
-	conn.Send(Hello{Version: ProtocolVersion, Build: Build})
+	if err := conn.Send(Hello{Version: ProtocolVersion, Build: Build}); err != nil {
+		return fail("supervisor", err) // the server would wait for it
+	}
 	signal.Ignore(unix.SIGHUP) // so does the server, until it says otherwise
 	if s.server, err = startServer(argv, pair[1], handed()); err != nil {
 		os.Stderr.WriteString("hangup-shim: cannot start " + argv[0] + ": " + err.Error() + "\n")
