@@ -66,7 +66,7 @@ func TestCalls(t *testing.T) {
 func TestWorkloads(t *testing.T) {
 	g := serve(t, echo)
 	g.pools = []event.Pool{
-		{Name: "echo", Kind: "worker", Limit: 4, Spares: 1, Queued: 2, State: "up", Tasks: []string{"up"}, Isolation: "uid", Workers: []event.Worker{
+		{Name: "echo", Kind: "worker", Limit: 4, Spares: 1, Queued: 2, State: "up", Tasks: []string{"up"}, Isolation: "uid", Limits: map[string]string{"memory": "sampled"}, Workers: []event.Worker{
 			{ID: 9, Pid: 100, ShimPid: 99, State: event.Busy, Calls: 3, Since: time.Now().Add(-time.Minute), RSS: 4096},
 		}},
 		{Name: "resize", Kind: "worker", State: "down", Reason: "no such file", Isolation: "signals"},
@@ -83,17 +83,18 @@ func TestWorkloads(t *testing.T) {
 		"layers": []any{map[string]any{"name": "cgroup", "on": false, "detail": "is read-only", "remedy": "write"}}, "workloads": []any{
 			map[string]any{
 				"name": "echo", "kind": "worker", "limit": 4., "spares": 1., "queued": 2., "state": "up", "reason": "", "isolation": "uid", "tasks": []any{"up"},
+				"limits":  map[string]any{"memory": "sampled"},
 				"workers": []any{map[string]any{"pid": 100., "shim_pid": 99., "state": "busy", "calls": 3., "rss": 4096.}},
 			},
 			map[string]any{
 				"name": "resize", "kind": "worker", "limit": 0., "spares": 0., "queued": 0., "state": "down", "reason": "no such file", "isolation": "signals", "tasks": []any{},
-				"workers": []any{},
+				"limits": map[string]any{}, "workers": []any{},
 			},
 		},
 		"retiring": []any{
 			map[string]any{
 				"name": "echo", "kind": "worker", "limit": 2., "spares": 0., "queued": 1., "state": "up", "reason": "", "isolation": "signals", "tasks": []any{},
-				"workers": []any{},
+				"limits": map[string]any{}, "workers": []any{},
 			},
 		},
 	}

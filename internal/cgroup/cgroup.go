@@ -111,6 +111,7 @@ func (b *Base) make() error {
 			b.path, b.lock = path, lock
 			return nil
 		}
+		unix.Rmdir(path) // in case nobody sweeps it, and it could not be locked
 	}
 	return errors.New("each one is swept at once")
 }

@@ -48,6 +48,9 @@ var errnos = map[int]struct {
 	unix.SYS_CLONE:             {"clone", []syscall.Errno{unix.EAGAIN, unix.ENOMEM}},
 	unix.SYS_CLONE3:            {"clone3", []syscall.Errno{unix.EAGAIN, unix.ENOMEM}},
 	unix.SYS_EXECVE:            {"execve", []syscall.Errno{unix.EAGAIN, unix.ENOMEM}},
+	unix.SYS_MKDIRAT:           {"mkdirat", []syscall.Errno{unix.ENOSPC, unix.ENOMEM}},
+	unix.SYS_UNLINKAT:          {"unlinkat", []syscall.Errno{unix.EBUSY, unix.ENOMEM}},
+	unix.SYS_FLOCK:             {"flock", []syscall.Errno{unix.EINTR, unix.ENOLCK}},
 	unix.SYS_CHDIR:             {"chdir", []syscall.Errno{unix.ENOMEM}},
 	unix.SYS_SETSID:            {"setsid", []syscall.Errno{unix.EPERM}},
 	unix.SYS_SETPGID:           {"setpgid", []syscall.Errno{unix.EPERM}},
@@ -60,8 +63,14 @@ var errnos = map[int]struct {
 	unix.SYS_PIDFD_SEND_SIGNAL: {"pidfd_send_signal", []syscall.Errno{unix.EPERM}},
 	unix.SYS_WAIT4:             {"wait4", []syscall.Errno{unix.EINTR}}, // ECHILD would be a false proof
 	unix.SYS_WAITID:            {"waitid", []syscall.Errno{unix.EINTR}},
-	unix.SYS_ARCH_PRCTL:        {"arch_prctl", nil}, // the runtime's own
-	unix.SYS_GETEUID:           {"geteuid", nil},    // cannot fail
+
+	unix.SYS_LANDLOCK_CREATE_RULESET: {"landlock_create_ruleset", []syscall.Errno{unix.EMFILE, unix.ENOMEM}},
+	unix.SYS_LANDLOCK_RESTRICT_SELF:  {"landlock_restrict_self", []syscall.Errno{unix.EPERM, unix.ENOMEM}},
+
+	unix.SYS_GETRLIMIT:  {"getrlimit", nil},  // cannot fail as it is called
+	unix.SYS_LSEEK:      {"lseek", nil},      // back to the beginning of a directory, which cannot fail
+	unix.SYS_ARCH_PRCTL: {"arch_prctl", nil}, // the runtime's own
+	unix.SYS_GETEUID:    {"geteuid", nil},    // cannot fail
 }
 
 // role tells the processes of a careful server apart; what it starts is nobody's. A

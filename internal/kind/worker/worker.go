@@ -89,6 +89,12 @@ func Start(ctx context.Context, o Options, exited func()) (*Worker, error) {
 // watch ends with the worker's tree.
 func (w *Worker) watch(exited func()) {
 	<-w.tree.Exited()
+	if limit := w.tree.Status().Limit; limit != "" { // also where no call was running that would say so
+		w.o.Emit(event.Trouble{
+			What: "a worker of " + w.o.Workload.Name + " was ended", Err: overTree(limit, w.o.Workload.Limits),
+			Remedy: "raise the limit, or find out what takes so much", At: time.Now(),
+		})
+	}
 	exited()
 	<-w.tree.Done()
 	// Nobody of the tree holds the pipe now. Whoever else was given it does not

@@ -658,6 +658,30 @@ func TestOutputLimit(t *testing.T) {
 	}
 }
 
+// TestOverItsLimitWhileIdle: a worker that goes over a limit of its tree is ended
+// whenever that is, and told of, with or without a call.
+func TestOverItsLimitWhileIdle(t *testing.T) {
+	b := &bench{exited: make(chan struct{})}
+	o := options(t, &b.events, "peer", "echoes")
+	o.Workload.Limits.Pids = 1 // it has more threads than that
+	w, err := Start(t.Context(), o, func() { close(b.exited) })
+	if w == nil {
+		t.Fatal(err)
+	}
+	b.Worker = w
+	<-b.exited
+	b.down(t)
+	b.events.mu.Lock()
+	defer b.events.mu.Unlock()
+	i := slices.IndexFunc(b.events.list, func(e event.Event) bool { _, trouble := e.(event.Trouble); return trouble })
+	if i < 0 {
+		t.Fatalf("it is not told: %v", b.events.list)
+	}
+	if err := b.events.list[i].(event.Trouble).Err; !errors.Is(err, call.ErrLimit) || !strings.Contains(err.Error(), "limits.pids: ") || !strings.Contains(err.Error(), "more than 1 ") {
+		t.Errorf("it is told as %v", err)
+	}
+}
+
 // TestCooperativeCancel: an acknowledged worker takes the next call; one whose call
 // started a process does not.
 func TestCooperativeCancel(t *testing.T) {
