@@ -40,6 +40,28 @@ func Build(t testing.TB, name, pkg string, flags ...string) string {
 	return path
 }
 
+// Compile returns the path of a program in C, compiled once a run from a source in
+// the package's directory.
+func Compile(t testing.TB, name, source string) string {
+	t.Helper()
+	building.Lock()
+	defer building.Unlock()
+	variable := buildEnv + name
+	if path := os.Getenv(variable); path != "" {
+		return path
+	}
+	path := filepath.Join(runDir, name)
+	if _, err := os.ReadFile(source); err != nil { // so that the cache of test results knows of it
+		t.Fatal(err)
+	}
+	cmd := exec.Command(Need(t, "gcc", "gcc"), "-O1", "-Wall", "-pthread", "-o", path, source, "-lutil")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("cannot compile %s: %v\n%s", source, err, out)
+	}
+	os.Setenv(variable, path)
+	return path
+}
+
 func build(path, pkg string, flags []string) error {
 	root, err := moduleRoot()
 	if err != nil {

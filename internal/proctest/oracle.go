@@ -18,8 +18,8 @@ import (
 const Patience = 30 * time.Second
 
 // Check makes sure that the test leaves nothing behind: no process or zombie below
-// this process or below roots, no process that was started with [Env] and fled,
-// no descriptor, no goroutine. It is called first, so that it looks last.
+// this process or below roots, no process that was started with [Env] and fled, no
+// cgroup, no descriptor, no goroutine. It is called first, so that it looks last.
 func Check(t testing.TB, roots ...int) {
 	t.Helper()
 	descriptors := openDescriptors()
@@ -28,6 +28,9 @@ func Check(t testing.TB, roots ...int) {
 		t.Helper()
 		if left := until(func() []string { return leftProcesses(roots) }); len(left) > 0 {
 			t.Errorf("%d processes left:\n\t%s", len(left), strings.Join(left, "\n\t"))
+		}
+		if left := until(leftGroups); len(left) > 0 {
+			t.Errorf("%d cgroups left:\n\t%s", len(left), strings.Join(left, "\n\t"))
 		}
 		if left := until(func() []string { return added(openDescriptors(), descriptors) }); len(left) > 0 {
 			t.Errorf("%d descriptors left:\n\t%s", len(left), strings.Join(left, "\n\t"))

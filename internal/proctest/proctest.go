@@ -103,6 +103,9 @@ func runTests(m *testing.M) int {
 	os.Setenv(usedEnv, used)
 	os.Setenv(runEnv, filepath.Base(dir))
 	runDir = dir
+	if !SecondLane() {
+		defer enterGroup()()
+	}
 	warmUp()
 
 	announce(fmt.Sprintf("as uid %d", os.Geteuid()))
@@ -192,6 +195,7 @@ func runAsUser(dir string) int {
 		Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)},
 		Pdeathsig:  syscall.SIGKILL,
 	}
+	defer startIn(cmd.SysProcAttr, uid)()
 	if err := cmd.Run(); err != nil {
 		fmt.Fprintf(os.Stderr, "proctest: as uid %d: %v\n", uid, err)
 		return 1

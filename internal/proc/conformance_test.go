@@ -1,0 +1,382 @@
+package proc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"example.com/hangup/internal/proc"
+	"example.com/hangup/internal/proctest"
+)
+
+// The conformance suite: each program of testdata/misbehave.c, a way not to die, is
+// started by a real host, brought to its end in every way, and then nothing of it
+// is left, in each containment and for each user.
+
+// containments are what the suite runs in.
+var containments = []string{"never"}
+
+// A behaviour is one of the programs.
+type behaviour struct {
+	name string
+	dots int // processes that say that they are in place
+	only lane
+	with func(*testing.T, *proc.Spec) // what else it needs
+}
+
+// lane names the user in whose lane alone something makes sense.
+type lane string
+
+const (
+	asRoot lane = "root"
+	asUser lane = "an ordinary user"
+)
+
+var behaviours = []behaviour{
+	{name: "plain", dots: 2},
+	{name: "session", dots: 2},
+	{name: "double-fork", dots: 3},
+	{name: "terminal", dots: 2},
+	{name: "thousand", dots: 1001},
+	{name: "deep", dots: 301},
+	{name: "zombies", dots: 1},
+	{name: "threads-fork", dots: 8},
+	{name: "potato", dots: 5},
+	{name: "potato-sessions", dots: 5},
+	{name: "phoenix", dots: 2},
+	{name: "bomb", dots: 1},
+	{name: "massacre", dots: 1, only: asRoot}, // who throws its user away
+	{name: "deaf", dots: 2},
+	{name: "stopped", dots: 2},
+	{name: "sigcont", dots: 4},
+	{name: "no-sigchld", dots: 1},
+	{name: "pester", dots: 2},
+	{name: "regroup", dots: 2},
+	{name: "vfork", dots: 1},
+	{name: "leader", dots: 2},
+	{name: "clone-parent", dots: 3},
+	{name: "clone-silent", dots: 3},
+	{name: "exec-loop", dots: 1},
+	{name: "huge", dots: 2},
+	{name: "rename", dots: 2},
+	{name: "hidden", dots: 2},
+	{name: "closes", dots: 2},
+	{name: "writes", dots: 2},
+	{name: "priority", dots: 2},
+	{name: "fat", dots: 2},
+	{name: "traces", dots: 2},
+	{name: "traces-orphan", dots: 1},
+	{name: "traces-shim", dots: 2, only: asUser}, // root may trace anybody
+	{name: "other-user", dots: 2, only: asRoot},
+	{name: "set-user-id", dots: 2, only: asRoot, with: setUserID},
+	{name: "user-namespace", dots: 2},
+	{name: "pid-namespace", dots: 3},
+	{name: "subreaper", dots: 3},
+	{name: "group-leave", dots: 4},
+	{name: "group-nest", dots: 2, with: groupsAreRemoved},
+	{name: "group-freeze", dots: 2, with: groupsAreRemoved},
+}
+
+// ends are the ways in which each comes to its end.
+var ends = []struct {
+	name  string
+	leave bool // it is a child that misbehaves
+	end   func(*misbehaving)
+}{
+	{"killed", false, func(m *misbehaving) { m.inPlace(); m.tree.Kill() }},
+	{"killed early", false, func(m *misbehaving) { time.Sleep(rand.N(4 * time.Millisecond)); m.tree.Kill() }},
+	{"main process exits", true, func(m *misbehaving) { m.inPlace(); m.stdin.Close() }},
+}
+
+func TestConformance(t *testing.T) {
+	program := proctest.Compile(t, "misbehave", "testdata/misbehave.c")
+	for _, cgroup := range containments {
+		t.Run("cgroup="+cgroup, func(t *testing.T) {
+			for _, b := range behaviours {
+				t.Run(b.name, func(t *testing.T) {
+					b.only.check(t)
+					host := open(t)
+					for _, end := range ends {
+						m := misbehave(t, host, program, b, end.leave)
+						end.end(m)
+						m.over()
+						if status := m.tree.Status(); end.leave && status.Exit != 7 {
+							t.Errorf("%s: status %+v, want exit 7", end.name, status)
+						}
+						next := start(t, host, sh("exit 6"))
+						if ended(t, next); next.Status().Exit != 6 {
+							t.Errorf("%s: the next tree has status %+v, want exit 6", end.name, next.Status())
+						}
+						m.unchanged()
+					}
+				})
+			}
+		})
+	}
+}
+
+// Every behaviour of the program is in the suite, and none but those.
+func TestConformanceIsComplete(t *testing.T) {
+	out, err := exec.Command(proctest.Compile(t, "misbehave", "testdata/misbehave.c")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tested := slices.Clone(supervised)
+	for _, b := range behaviours {
+		tested = append(tested, b.name)
+	}
+	slices.Sort(tested)
+	if there := slices.Sorted(slices.Values(strings.Fields(string(out)))); !slices.Equal(there, tested) {
+		t.Errorf("the program has  %v\nthe suite tests %v", there, tested)
+	}
+}
+
+// check leaves a test to the lane it is for.
+func (l lane) check(t *testing.T) {
+	t.Helper()
+	if root := os.Geteuid() == 0; l == asRoot && !root || l == asUser && root {
+		t.Skip("only as " + string(l))
+	}
+}
+
+// setUserID gives the program a copy of itself that runs as another user.
+func setUserID(t *testing.T, spec *proc.Spec) {
+	t.Helper()
+	dir, err := os.MkdirTemp(filepath.Dir(spec.Argv[0]), "setuid-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program := filepath.Join(dir, "misbehave")
+	for _, err := range []error{
+		os.Chmod(dir, 0o755), duplicate(program, spec.Argv[0]),
+		os.Chown(program, begrudgerUID, begrudgerUID), os.Chmod(program, 0o755|os.ModeSetuid),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec.NewPrivileges = true
+	spec.Env = append(spec.Env, "MISBEHAVE_SETUID="+program)
+}
+
+// groupsAreRemoved removes the cgroups that the program makes beside the test's own
+// processes, where it has none of its own. Those in a tree's own are the shim's.
+func groupsAreRemoved(t *testing.T, _ *proc.Spec) {
+	t.Helper()
+	root := filepath.Join(proctest.Group(), "misbehave")
+	t.Cleanup(func() {
+		var groups []string
+		filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				groups = append(groups, path)
+			}
+			return nil
+		})
+		for _, group := range slices.Backward(groups) {
+			if err := os.Remove(group); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A misbehaving program at work.
+type misbehaving struct {
+	t         *testing.T
+	behaviour behaviour
+	tree      *proc.Tree
+	stdin     *os.File // of the main process
+	stdout    *os.File // of all that does not close it
+	heart     string   // the file they write into
+	seen      []proc.Process
+	last      beats
+}
+
+func misbehave(t *testing.T, host *proc.Host, program string, b behaviour, leave bool) *misbehaving {
+	t.Helper()
+	m := &misbehaving{t: t, behaviour: b, heart: filepath.Join(t.TempDir(), "heartbeat")}
+	stdin, stdinWriter, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, stdoutWriter, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	defer stdoutWriter.Close()
+	m.stdin, m.stdout = stdinWriter, stdout
+	if err := os.WriteFile(m.heart, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	spec := proc.Spec{Argv: []string{program, b.name, m.heart}, Env: proctest.Env(), Files: []*os.File{stdin, stdoutWriter, os.Stderr}}
+	if leave {
+		spec.Argv = append(spec.Argv, "leave")
+	}
+	if b.with != nil {
+		b.with(t, &spec)
+	}
+	m.tree = start(t, host, spec)
+	return m
+}
+
+// inPlace waits until all of it is as bad as it gets.
+func (m *misbehaving) inPlace() {
+	m.t.Helper()
+	m.stdout.SetReadDeadline(time.Now().Add(proctest.Patience))
+	dots := make([]byte, m.behaviour.dots)
+	n, err := io.ReadFull(m.stdout, dots)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		<-m.tree.Done()
+		m.stdin.Close()
+		m.stdout.Close()
+		if m.tree.Status().Exit == 77 {
+			proctest.Lack(m.t, "the program says that this is not allowed here")
+		}
+		m.t.Fatalf("it has ended: %+v", m.tree.Status())
+	}
+	if err != nil {
+		m.t.Fatalf("%d of %d processes are in place: %v", n, len(dots), err)
+	}
+	m.seen = proc.Look(m.tree.ShimPid())[1:]
+}
+
+// over waits for the verdict and makes sure of it: nobody who was seen is there any
+// more, and nobody holds what was given to the tree.
+func (m *misbehaving) over() {
+	m.t.Helper()
+	ended(m.t, m.tree)
+	m.last = read(m.t, m.heart)
+	for _, p := range m.seen {
+		if p.There() {
+			m.t.Errorf("verdict empty, but there is %+v", p)
+		}
+	}
+	m.stdin.Close()
+	m.stdout.SetReadDeadline(time.Now().Add(proctest.Patience))
+	if _, err := io.Copy(io.Discard, m.stdout); err != nil {
+		m.t.Errorf("stdout is still open somewhere: %v", err)
+	}
+	m.stdout.Close()
+	alone(m.t, m.heart)
+	m.unchanged()
+}
+
+// unchanged makes sure that the heart has not beaten since the verdict.
+func (m *misbehaving) unchanged() {
+	m.t.Helper()
+	if now := read(m.t, m.heart); now != m.last {
+		m.t.Errorf("the file was written after the verdict: %+v, then %+v", m.last, now)
+	}
+}
+
+// beats is what a heartbeat has left in its file.
+type beats struct {
+	size    int64
+	changed time.Time
+	first   string // the bytes at its beginning
+}
+
+func read(t *testing.T, heart string) beats {
+	t.Helper()
+	file, err := os.Open(heart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := make([]byte, 64)
+	n, _ := file.Read(first)
+	return beats{info.Size(), info.ModTime(), string(first[:n])}
+}
+
+// alone makes sure that nobody has the file open: the kernel gives a lease for
+// writing to none but the only one who has.
+func alone(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	// A shim that is just being started may hold what this process has open.
+	if !proctest.Eventually(func() bool {
+		_, err = unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+		return err == nil
+	}) {
+		t.Errorf("somebody has %s open: %v", path, err)
+	}
+}
+
+// supervised are the behaviours that lose the tree its shim, unless isolation keeps
+// them from it. They are tested under a supervisor.
+var supervised = []string{"kill-shim", "stop-shim"}
+
+func init() { proctest.Program("keeper", keeper) }
+
+// keeper is a server that has a program misbehave, ends it, and says how that went.
+//
+//	args: shim cgroup program behaviour file [leave]
+func keeper(args []string) {
+	socket, err := proc.SupervisorFromEnv()
+	must(err)
+	host, err := proc.Open(proc.Options{Shim: args[0], Supervisor: socket})
+	must(err)
+	stdin, _, err := os.Pipe()
+	must(err)
+	stdout, dots, err := os.Pipe()
+	must(err)
+	tree, err := host.Start(context.Background(), proc.Spec{Argv: args[2:], Env: proctest.Env(), Files: []*os.File{stdin, dots, os.Stderr}})
+	must(err)
+	dots.Close()
+	_, err = io.ReadFull(stdout, make([]byte, 1))
+	must(err)
+	tree.Kill()
+	verdict := tree.Wait(context.Background())
+	next, err := host.Start(context.Background(), proc.Spec{Argv: []string{"sh", "-c", "exit 6"}, Env: proctest.Env()})
+	must(err)
+	fmt.Println(verdict.Empty, next.Status().Exit, next.Wait(context.Background()).Proof)
+	must(host.Close())
+}
+
+func TestConformanceSupervised(t *testing.T) {
+	program := proctest.Compile(t, "misbehave", "testdata/misbehave.c")
+	shim := proctest.Shim(t)
+	for _, cgroup := range containments {
+		for _, name := range supervised {
+			for _, end := range [][]string{nil, {"leave"}} {
+				t.Run(fmt.Sprint("cgroup=", cgroup, "/", name, end), func(t *testing.T) {
+					proctest.Check(t)
+					heart := filepath.Join(t.TempDir(), "heartbeat")
+					if err := os.WriteFile(heart, nil, 0o600); err != nil {
+						t.Fatal(err)
+					}
+					argv, env := proctest.Command("keeper", append([]string{shim, cgroup, program, name, heart}, end...)...)
+					cmd := exec.Command(shim, append([]string{"supervise", "--"}, argv...)...)
+					cmd.Env, cmd.Stderr = env, os.Stderr
+					out, err := cmd.Output()
+					if got, want := string(out), "true 6 ECHILD\n"; err != nil || got != want {
+						t.Errorf("%v: the server says %q, want %q", err, got, want)
+					}
+					alone(t, heart)
+				})
+			}
+		}
+	}
+}

@@ -1,0 +1,120 @@
+package proctest
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Group returns the cgroup (version 2) that this process is in, or "" where none is
+// to be seen. Main gives each lane one of its own, in which it may make others.
+func Group() string {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(own)) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok && groupMount() != "" {
+			return filepath.Join(groupMount(), path)
+		}
+	}
+	return ""
+}
+
+// groupMount finds where cgroups of version 2 are mounted.
+func groupMount() string {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range bytes.Lines(mounts) {
+		// id parent device root mountpoint options … - type source options
+		place, kind, _ := bytes.Cut(line, []byte(" - "))
+		if fields := bytes.Fields(place); bytes.HasPrefix(kind, []byte("cgroup2 ")) && len(fields) > 4 {
+			return string(fields[4])
+		}
+	}
+	return ""
+}
+
+// leftGroups lists the cgroups below this lane's own.
+func leftGroups() []string {
+	if !ownGroup() {
+		return nil // others make some there, too
+	}
+	var left []string
+	entries, _ := os.ReadDir(Group())
+	for _, entry := range entries {
+		if entry.IsDir() {
+			left = append(left, filepath.Join(Group(), entry.Name()))
+		}
+	}
+	return left
+}
+
+const groupPrefix = "proctest-"
+
+func ownGroup() bool { return strings.HasPrefix(filepath.Base(Group()), groupPrefix) }
+
+// enterGroup moves this process into a cgroup of its own and returns how to leave
+// it. Without the power, or without such cgroups, the process stays where it is.
+func enterGroup() (leave func()) {
+	outside := Group()
+	if outside == "" {
+		return func() {}
+	}
+	inside, err := makeGroup(outside, os.Getuid())
+	if err != nil {
+		return func() {}
+	}
+	if err := moveTo(inside); err != nil {
+		os.Remove(inside)
+		return func() {}
+	}
+	return func() {
+		if moveTo(outside) == nil {
+			os.Remove(inside)
+		}
+	}
+}
+
+func moveTo(group string) error {
+	return os.WriteFile(filepath.Join(group, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+}
+
+// makeGroup makes a cgroup that belongs to uid, as a service manager delegates one.
+func makeGroup(outside string, uid int) (string, error) {
+	group := filepath.Join(outside, groupPrefix+strconv.Itoa(uid)+"-"+strconv.Itoa(os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		return "", err
+	}
+	for _, name := range []string{"", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
+		if err := os.Chown(filepath.Join(group, name), uid, uid); err != nil {
+			os.Remove(group)
+			return "", err
+		}
+	}
+	return group, nil
+}
+
+// startIn has attr start a process in a cgroup that belongs to its user, below the
+// own one, and returns what removes that; where there can be none, in the own one.
+func startIn(attr *syscall.SysProcAttr, uid int) (remove func()) {
+	if !ownGroup() {
+		return func() {}
+	}
+	group, err := makeGroup(Group(), uid)
+	if err != nil {
+		return func() {}
+	}
+	dir, err := os.Open(group)
+	if err != nil {
+		os.Remove(group)
+		return func() {}
+	}
+	attr.UseCgroupFD, attr.CgroupFD = true, int(dir.Fd())
+	return func() {
+		dir.Close()
+		os.Remove(group)
+	}
+}
