@@ -31,7 +31,8 @@ var rooms = map[string][]string{
 	"internal/listen":    {"internal/config", "internal/event"},
 	"internal/spool":     {},
 	"internal/reap":      {},
-	"internal/proc":      {"internal/event", "internal/reap"},
+	"internal/cgroup":    {},
+	"internal/proc":      {"internal/cgroup", "internal/event", "internal/reap"},
 	"internal/kind":      {"internal/config", "internal/event", "internal/proc"},
 	"internal/kind/worker": {
 		"internal/call", "internal/config", "internal/event", "internal/kind", "internal/proc", "internal/wire",

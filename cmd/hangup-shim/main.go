@@ -12,7 +12,7 @@ import (
 
 const usage = `usage:
   hangup-shim supervise -- PATH [ARG…]   start the server PATH, end everything with it
-  hangup-shim shim                       hold a worker's processes (started by the server)
+  hangup-shim shim [BASE]                hold a worker's processes (started by the server)
   hangup-shim version
 `
 
@@ -27,7 +27,11 @@ func run(args []string) int {
 	case len(args) >= 3 && args[0] == "supervise" && args[1] == "--":
 		return reap.Supervise(args[2:])
 	case len(args) == 1 && args[0] == "shim" && reap.StartedByServer():
-		return reap.Shim()
+		return reap.Shim("")
+	case len(args) == 2 && args[0] == "shim" && reap.StartedByServer():
+		return reap.Shim(args[1])
+	case len(args) == 1 && args[0] == "pause": // what the server tries a shim with
+		return reap.Pause()
 	case len(args) == 1 && args[0] == "version":
 		os.Stdout.WriteString("hangup-shim " + reap.Build + "\n")
 		return 0

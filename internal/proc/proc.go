@@ -11,7 +11,7 @@
 //     says what it had to leave behind.
 //
 // Each shim has one goroutine here. It reads what the shim reports, ends with the
-// shim, and is the only one that reaps it. The package imports reap and event.
+// shim, and is the only one that reaps it. The package imports reap, cgroup and event.
 package proc
 
 import (
@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"example.com/hangup/internal/cgroup"
 	"example.com/hangup/internal/reap"
 )
 
@@ -47,6 +48,7 @@ type Options struct {
 	Shim       string        // path of hangup-shim, see [FindShim]
 	Supervisor *os.File      // the socket to the supervisor, see [SupervisorFromEnv]; the Host closes it; nil: none
 	Stock      int           // idle shims kept for the next Start; 0: DefaultStock
+	Cgroup     string        // CgroupNever: no cgroups, even where they could be; "" is CgroupAuto
 	Patience   time.Duration // how long a shim may be silent during a stop before it is given up; 0: DefaultPatience
 }
 
@@ -56,7 +58,9 @@ type Host struct {
 	binary     *os.File // the shim's program, so that a new file on disk cannot mix builds
 	self       *os.File // a pidfd of this process: a shim sees by it that the server has died
 	null       *os.File
-	supervisor *supervisor // nil: none
+	supervisor *supervisor     // nil: none
+	base       *cgroup.Base    // the cgroup of all trees; nil: none
+	noCgroup   *cgroup.Missing // why there is none
 
 	readers sync.WaitGroup // one for each shim, and one that looks after the stock
 	starts  sync.WaitGroup // under way, using the files above
@@ -114,11 +118,13 @@ func (h *Host) open() error {
 		return fmt.Errorf("cannot open a pidfd (Linux 5.3 or later is needed): %w", err)
 	}
 	h.self = os.NewFile(uintptr(self), "pidfd")
-	first, err := h.launch()
-	if err != nil {
-		return err
+	if h.openCgroup(); h.base == nil {
+		first, err := h.launch()
+		if err != nil {
+			return err
+		}
+		h.keep(first)
 	}
-	h.keep(first)
 	h.readers.Go(h.restock)
 	return nil
 }
@@ -335,11 +341,18 @@ func (h *Host) Close() error {
 	if h.supervisor != nil {
 		h.supervisor.conn.Close()
 	}
-	if left := h.left; left > 0 {
-		h.left = 0 // is said once
-		return fmt.Errorf("cannot end %d process trees", left)
+	h.mu.Lock()
+	left, base := h.left, h.base
+	h.left, h.base = 0, nil // is said once
+	h.mu.Unlock()
+	var err error
+	if base != nil {
+		err = base.Close()
 	}
-	return nil
+	if left > 0 {
+		err = fmt.Errorf("cannot end %d process trees", left)
+	}
+	return err
 }
 
 // errClosed is what Start fails with after Close.
@@ -354,6 +367,8 @@ func startError(m reap.StartFailed, path, dir string) error {
 		return fmt.Errorf("cannot set no_new_privs: %w", m.Errno)
 	case m.Stage == reap.StageFiles:
 		return fmt.Errorf("cannot set its limit of open files: %w", m.Errno)
+	case m.Stage == reap.StageGroup:
+		return fmt.Errorf("cannot make its cgroup: %w", m.Errno)
 	case m.Stage == reap.StageOrder:
 		return errors.New("its shim still holds another tree")
 	case m.Errno == syscall.ENOENT && exists(path, dir):

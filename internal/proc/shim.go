@@ -60,7 +60,7 @@ func (h *Host) spawn() (*shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(h.binary.Fd())), []string{"hangup-shim", "shim"}, &os.ProcAttr{
+	process, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(h.binary.Fd())), h.shimArgs(), &os.ProcAttr{
 		// One after the other, as reap's descriptors of a shim. Nothing of the
 		// server's environment: no secret is any business of a shim.
 		Files: []*os.File{h.null, h.null, os.Stderr, theirs, h.self},
@@ -85,6 +85,8 @@ func greet(conn *reap.Conn, program string) error {
 	if hello, ok := m.(reap.Hello); !ok || hello.Version != reap.ProtocolVersion || hello.Build != reap.Build {
 		return fmt.Errorf("cannot use %s: it speaks version %d (build %q), want %d (build %q): reinstall hangup and hangup-shim together",
 			program, hello.Version, hello.Build, reap.ProtocolVersion, reap.Build)
+	} else if hello.Group != 0 {
+		return fmt.Errorf("cannot use %s: it cannot make a cgroup: %w", program, hello.Group)
 	}
 	return nil
 }
@@ -96,6 +98,7 @@ func (s *shim) end() {
 	s.process.Kill()
 	s.process.Wait()
 	s.conn.Close()
+	s.host.forgetGroups(s.process.Pid)
 }
 
 // start has the shim start t, and waits until it has or has not.

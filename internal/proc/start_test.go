@@ -342,7 +342,7 @@ func TestOpenRefusesOthers(t *testing.T) {
 	proctest.Check(t)
 	const remedy = ": reinstall hangup and hangup-shim together"
 	for _, test := range []struct{ name, path, want string }{
-		{"another build", other, "cannot use " + other + ": it speaks version 2 (build \"other\"), want 2 (build \"dev\")" + remedy},
+		{"another build", other, "cannot use " + other + ": it speaks version 3 (build \"other\"), want 3 (build \"dev\")" + remedy},
 		{"another program", "/bin/true", "cannot use /bin/true: it did not greet as hangup-shim does (EOF)" + remedy},
 		{"no program", "/no/such", "cannot open /no/such: no such file or directory"},
 	} {

@@ -31,6 +31,9 @@ type (
 	Signal struct{ Signal syscall.Signal }
 	// Kill asks a shim for the end of its whole tree.
 	Kill struct{}
+	// Base tells the supervisor of the cgroup that all trees will be in, so that it
+	// can end them by it, and remove it, when the server has died.
+	Base struct{ Path string }
 	// Sweep asks the supervisor for the end of all its children but the server.
 	// It answers with Empty or NotEmpty.
 	Sweep struct{}
@@ -42,6 +45,7 @@ type (
 	Hello struct {
 		Version int
 		Build   string
+		Group   syscall.Errno // why a shim has no cgroup that was to have one; 0: it has
 	}
 	// Started answers a Start.
 	Started struct{ Pid int }
@@ -79,6 +83,7 @@ const (
 	StagePrivileges                  // no_new_privs cannot be set
 	StageExec                        // fork or exec
 	StageFiles                       // the limit of open files cannot be set
+	StageGroup                       // the cgroup cannot be made
 )
 
 // Survivor is a process that would not die.
@@ -101,12 +106,14 @@ const (
 	kindSweeping
 	kindNotEmpty
 	kindEmpty
+	kindBase
 )
 
 func (Start) kind() byte       { return kindStart }
 func (Signal) kind() byte      { return kindSignal }
 func (Kill) kind() byte        { return kindKill }
 func (Sweep) kind() byte       { return kindSweep }
+func (Base) kind() byte        { return kindBase }
 func (Hello) kind() byte       { return kindHello }
 func (Started) kind() byte     { return kindStarted }
 func (StartFailed) kind() byte { return kindStartFailed }
@@ -127,10 +134,11 @@ func (m Start) append(b []byte) []byte {
 
 func (m Signal) append(b []byte) []byte { return appendInt(b, int(m.Signal)) }
 func (Kill) append(b []byte) []byte     { return b }
+func (m Base) append(b []byte) []byte   { return appendString(b, m.Path) }
 func (Sweep) append(b []byte) []byte    { return b }
 
 func (m Hello) append(b []byte) []byte {
-	return appendString(appendInt(b, m.Version), m.Build)
+	return appendInt(appendString(appendInt(b, m.Version), m.Build), int(m.Group))
 }
 
 func (m Started) append(b []byte) []byte { return appendInt(b, m.Pid) }
@@ -180,10 +188,12 @@ func decode(frame []byte) (Message, error) {
 		m = Signal{syscall.Signal(d.int())}
 	case kindKill:
 		m = Kill{}
+	case kindBase:
+		m = Base{d.str()}
 	case kindSweep:
 		m = Sweep{}
 	case kindHello:
-		m = Hello{Version: d.int(), Build: d.str()}
+		m = Hello{Version: d.int(), Build: d.str(), Group: syscall.Errno(d.int())}
 	case kindStarted:
 		m = Started{d.int()}
 	case kindStartFailed:

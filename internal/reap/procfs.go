@@ -89,6 +89,10 @@ func read(path string) []byte {
 		return nil
 	}
 	defer unix.Close(fd)
+	return readAll(fd)
+}
+
+func readAll(fd int) []byte {
 	b := make([]byte, 0, 1024)
 	for {
 		n, err := unix.Read(fd, b[len(b):cap(b)])
@@ -113,21 +117,27 @@ func numbers(dir string) []int {
 	}
 	defer unix.Close(fd)
 	var list []int
+	for _, name := range entries(fd) {
+		if number, err := strconv.Atoi(name); err == nil {
+			list = append(list, number)
+		}
+	}
+	return list
+}
+
+// entries lists the names in a directory, from its beginning.
+func entries(dir int) []string {
 	var names []string
+	unix.Seek(dir, 0, unix.SEEK_SET)
 	b := make([]byte, 2048)
 	for {
-		n, err := unix.ReadDirent(fd, b)
+		n, err := unix.ReadDirent(dir, b)
 		if err == unix.EINTR {
 			continue
 		}
 		if n <= 0 {
-			return list
+			return names
 		}
-		_, _, names = unix.ParseDirent(b[:n], -1, names[:0])
-		for _, name := range names {
-			if number, err := strconv.Atoi(name); err == nil {
-				list = append(list, number)
-			}
-		}
+		_, _, names = unix.ParseDirent(b[:n], -1, names)
 	}
 }

@@ -30,7 +30,7 @@ import (
 
 // ProtocolVersion is the version of the messages in this package. It changes
 // with any change of their form or meaning.
-const ProtocolVersion = 2
+const ProtocolVersion = 3
 
 // Build names the build that a program belongs to. The linker sets it in the
 // server and in hangup-shim alike; the two refuse each other when it differs.

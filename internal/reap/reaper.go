@@ -10,11 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groupRounds is how often a stop kills its own children and their process
+// killRounds is how often a stop kills its own children and their process
 // groups before it goes over to stopping the whole tree first. Killing alone is
 // faster, but does not come to an end where the tree forks faster than it dies;
 // stopped processes keep their places and fork no more.
-const groupRounds = 3
+const killRounds = 3
+
+// cgroupHead is how long the killing of a cgroup has, while it shows, before the
+// same is done by hand.
+const cgroupHead = 50 * time.Millisecond
 
 // A reaper kills and reaps what is below this process. It never waits: its owner
 // calls it again when a child has died, or after the pause it asks for.
@@ -25,9 +29,11 @@ type reaper struct {
 	exited  func(pid int, e Exited) // told of every child that was reaped
 	alive   func()                  // called often during long work
 	list    func(self int) lister   // newLister, but for tests
+	cgroup  *group                  // the cgroup of what is below, or of most of it; nil: none
 	doomed  map[int]bool            // sent SIGKILL, not reaped yet
 	reaped  int                     // children reaped since the stop began
 	seen    int                     // reaped, as the last step left it
+	began   time.Time               // when the stop began
 	rounds  int
 	pause   time.Duration // until the next step, if nobody dies
 }
@@ -73,10 +79,14 @@ func (r *reaper) reap() bool {
 	}
 }
 
-// begin begins a stop: what is reaped from now on counts.
+// begin begins a stop: what is reaped from now on counts. The cgroup is killed at
+// once, and all that comes after is for those who have left it.
 func (r *reaper) begin() {
-	r.reaped, r.seen, r.rounds, r.pause = 0, 0, 0, minPause
+	r.reaped, r.seen, r.rounds, r.pause, r.began = 0, 0, 0, minPause, time.Now()
 	clear(r.doomed)
+	if r.cgroup != nil {
+		r.cgroup.kill()
+	}
 }
 
 // step takes a stop one step on and reports whether nothing is left.
@@ -84,9 +94,13 @@ func (r *reaper) step() bool {
 	if r.reap() || r.spare != 0 && len(r.strangers()) == 0 {
 		return true
 	}
+	if r.cgroup != nil && time.Since(r.began) < cgroupHead && r.cgroup.populated() {
+		r.seen, r.pause = r.reaped, minPause
+		return false
+	}
 	fresh := r.fresh()
 	switch progress := r.reaped > r.seen; {
-	case len(fresh) > 0 && r.rounds < groupRounds:
+	case len(fresh) > 0 && r.rounds < killRounds:
 		r.rounds++
 		r.pause = minPause
 		r.kill(fresh)

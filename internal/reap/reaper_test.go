@@ -52,7 +52,7 @@ func reaperProgram(args []string) {
 	}
 	r.begin()
 	if len(args) > 3 { // straight to the last resort
-		r.rounds = groupRounds
+		r.rounds = killRounds
 	}
 	for !r.step() {
 		select {

@@ -16,6 +16,7 @@ const forever = time.Duration(1<<63 - 1)
 type shim struct {
 	conn    *Conn
 	reaper  *reaper
+	groups  *groups   // nil: no cgroups
 	main    int       // the worker's main process; 0 when it has ended
 	stop    time.Time // when the stop began; zero when no stop is under way
 	beat    time.Time // the last sign of life
@@ -23,9 +24,10 @@ type shim struct {
 	leaving bool      // the server is gone, or not to be understood
 }
 
-// Shim is the role of the process above a worker. It returns when the server is
-// gone and the tree is empty, with the exit code of the program.
-func Shim() int {
+// Shim is the role of the process above a worker, whose cgroups are to be made in the
+// directory base; "" is for none. It returns when the server is gone and the tree is
+// empty, with the exit code of the program.
+func Shim(base string) int {
 	if err := private(); err != nil {
 		return fail("shim", err)
 	}
@@ -46,7 +48,14 @@ func Shim() int {
 	}
 	s := &shim{conn: conn, reaper: reaper}
 	reaper.exited, reaper.alive = s.exited, s.alive
-	if err := conn.Send(Hello{Version: ProtocolVersion, Build: Build}); err != nil {
+	hello := Hello{Version: ProtocolVersion, Build: Build}
+	if base != "" {
+		if s.groups, err = openGroups(base); err != nil {
+			hello.Group = errnoOf(err)
+		}
+		defer s.groups.leave()
+	}
+	if err := conn.Send(hello); err != nil {
 		return 0 // the server has lost interest
 	}
 	s.loop(receive(conn), ended(ServerFD), deaths)
@@ -202,8 +211,13 @@ func (s *shim) start(m Start, files []int) {
 		s.conn.Send(StartFailed{StageOrder, unix.EBUSY})
 		return
 	}
+	cgroup, err := s.enter()
+	if err != nil {
+		s.conn.Send(failed(StageGroup, err))
+		return
+	}
 	done := make(chan Message)
-	go func() { done <- start(m, files) }()
+	go func() { done <- start(m, files, cgroup) }()
 	answer := <-done
 	if started, ok := answer.(Started); ok {
 		s.main = started.Pid
@@ -213,6 +227,21 @@ func (s *shim) start(m Start, files []int) {
 		}
 	}
 	s.conn.Send(answer)
+}
+
+// enter returns the cgroup of the tree to come, or nil where there are none. It is
+// made beforehand, but another worker of the same user may have removed it.
+func (s *shim) enter() (*group, error) {
+	if s.groups == nil {
+		return nil, nil
+	}
+	if s.groups.gone() {
+		if err := s.groups.next(); err != nil {
+			return nil, err
+		}
+	}
+	s.reaper.cgroup = s.groups.group
+	return s.groups.group, nil
 }
 
 // exited is told of every death below. That of the main process is the end of
@@ -247,12 +276,22 @@ func (s *shim) advance() {
 	if s.reaper.step() {
 		s.stop = time.Time{}
 		s.conn.Send(Empty{s.reaper.reaped})
+		if s.groups != nil {
+			s.groups.next() // after the verdict: nobody waits for it. A start will say if it failed.
+		}
 		return
 	}
 	s.alive()
 	if time.Since(s.stop) >= time.Duration(s.reports+1)*VerdictAfter {
 		s.reports++
 		s.conn.Offer(NotEmpty{s.reaper.reaped, s.reaper.survivors()})
+	}
+}
+
+// Pause is the role of a process that waits to be killed.
+func Pause() int {
+	for {
+		unix.Pause()
 	}
 }
 

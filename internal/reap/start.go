@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// start starts the worker. It leaves its thread marked, with the privileges and
+// start starts the worker in the cgroup, unless that is nil. It leaves its thread marked, with the privileges and
 // the signal mask of the worker: the goroutine must end after it, still locked,
 // and the thread is thrown away with it.
-func start(m Start, files []int) Message {
+func start(m Start, files []int, cgroup *group) Message {
 	runtime.LockOSThread()
 	if m.Dir != "" {
 		// Asked beforehand: ForkExec would not say what could not be found.
@@ -34,7 +34,9 @@ func start(m Start, files []int) Message {
 	for _, fd := range files {
 		attr.Files = append(attr.Files, uintptr(fd))
 	}
-	// A cgroup of the worker's own is entered here: attr.Sys.UseCgroupFD.
+	if cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, cgroup.dir
+	}
 	pid, err := syscall.ForkExec(m.Path, m.Argv, attr)
 	if err != nil {
 		return failed(StageExec, err)
@@ -42,12 +44,14 @@ func start(m Start, files []int) Message {
 	return Started{pid}
 }
 
-func failed(stage Stage, err error) Message {
+func failed(stage Stage, err error) Message { return StartFailed{stage, errnoOf(err)} }
+
+func errnoOf(err error) syscall.Errno {
 	errno, ok := err.(syscall.Errno)
 	if !ok {
 		errno = unix.EINVAL
 	}
-	return StartFailed{stage, errno}
+	return errno
 }
 
 // limitFiles sets RLIMIT_NOFILE of the main process, which has not been reaped.

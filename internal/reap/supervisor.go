@@ -19,7 +19,8 @@ var forwarded = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT
 type supervisor struct {
 	conn    *Conn
 	reaper  *reaper
-	server  int // 0 when it has ended
+	base    string // the cgroup of all trees; "": none, as far as is known
+	server  int    // 0 when it has ended
 	status  syscall.WaitStatus
 	since   time.Time // when strangers were first seen; zero: there are none
 	ending  bool      // it was told to end: the next such signal means at once
@@ -137,14 +138,16 @@ func (s *supervisor) loop(signals <-chan os.Signal, orders <-chan order, deaths 
 		case o, ok := <-orders:
 			if !ok {
 				orders = nil // a server may do without
-			} else if _, ok := o.message.(Sweep); ok {
-				s.asked = time.Now()
-				s.reaper.reaped, s.reaper.seen = 0, 0
+			} else {
+				s.obey(o.message)
 			}
 		case <-deaths:
 		case <-timer.C:
 		}
 		if s.advance(); s.server == 0 && s.since.IsZero() {
+			if s.base != "" {
+				remove(unix.AT_FDCWD, s.base)
+			}
 			return s.exitCode()
 		}
 		if s.since.IsZero() {
@@ -152,6 +155,16 @@ func (s *supervisor) loop(signals <-chan os.Signal, orders <-chan order, deaths 
 		} else {
 			timer.Reset(s.reaper.pause)
 		}
+	}
+}
+
+func (s *supervisor) obey(m Message) {
+	switch m := m.(type) {
+	case Base:
+		s.base = m.Path
+	case Sweep:
+		s.asked = time.Now()
+		s.reaper.reaped, s.reaper.seen = 0, 0
 	}
 }
 
@@ -167,11 +180,16 @@ func (s *supervisor) forward(sig syscall.Signal) {
 	unix.Kill(s.server, sig)
 }
 
-// exited is told of every death below. When the server has died, nobody is spared.
+// exited is told of every death below. When the server has died, nobody is spared,
+// and a cgroup of all trees ends them with one blow.
 func (s *supervisor) exited(pid int, e Exited) {
 	if pid == s.server {
 		s.server, s.status = 0, e.Status
 		s.reaper.spare = 0
+		if s.base != "" {
+			s.reaper.cgroup, _ = openGroup(unix.AT_FDCWD, s.base)
+		}
+		s.reaper.begin()
 		s.since = time.Now()
 	}
 }

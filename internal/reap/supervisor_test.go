@@ -138,7 +138,7 @@ func TestSupervisorSweeps(t *testing.T) {
 	cmd := supervise(t, argv, env)
 	proctest.Check(t)
 	out, err := cmd.Output()
-	if err != nil || !strings.HasPrefix(string(out), "hello 2 empty ") {
+	if err != nil || !strings.HasPrefix(string(out), "hello 3 empty ") {
 		t.Errorf("the server says %q (%v)", out, err)
 	}
 }
