@@ -15,9 +15,15 @@ func TestMain(m *testing.M) { proctest.Main(m) }
 // open opens a host that ends with the test, which leaves nothing behind.
 func open(t testing.TB) *proc.Host {
 	t.Helper()
+	return openWith(t, proc.CgroupAuto)
+}
+
+// openWith does, with cgroups where they are to be had, or never.
+func openWith(t testing.TB, cgroup string) *proc.Host {
+	t.Helper()
 	shim := proctest.Shim(t)
 	proctest.Check(t)
-	host, err := proc.Open(proc.Options{Shim: shim, Patience: proctest.Patience})
+	host, err := proc.Open(proc.Options{Shim: shim, Cgroup: cgroup, Patience: proctest.Patience})
 	if err != nil {
 		t.Fatal(err)
 	}
