@@ -125,9 +125,13 @@ static void terminal(void) {
 	signal(SIGHUP, keep_terminal);
 	pid_t pid = forkpty(&master, NULL, NULL, NULL);
 	check(pid >= 0, "open a terminal");
-	if (pid == 0)
+	if (pid == 0) {
+		printf("\n");
+		fflush(stdout);
 		rest();
-	nap(1000);
+	}
+	char b;
+	check(read(master, &b, 1) == 1, "hear from the terminal");
 	close(master); // SIGHUP
 	rest();
 }
@@ -242,7 +246,7 @@ static void bomb(void) {
 		if (pid < 0 && getpid() == first && !full++)
 			here();
 		if (pid < 0)
-			nap(5000);
+			nap(50000);
 	}
 }
 static void massacre(void) {
