@@ -18,6 +18,7 @@ func TestFrozenTree(t *testing.T) {
 			freezer := proctest.NewFreezer(t)
 			needContainment(t, cgroup)
 			host := openWith(t, cgroup)
+			t.Cleanup(freezer.Thaw) // before the host is closed
 			tree := start(t, host, sh("setsid "+sleep+" & exec "+sleep))
 			grown(t, tree, 2)
 			freezer.Freeze(tree.Pid())
@@ -26,11 +27,14 @@ func TestFrozenTree(t *testing.T) {
 			for i := range 2 {
 				verdict := tree.Wait(t.Context())
 				least := time.Duration(i+1) * reap.VerdictAfter
-				if verdict.Empty || verdict.Took < least || len(verdict.Survivors) != 1 {
-					t.Fatalf("verdict %+v, want one survivor after %v", verdict, least)
+				if verdict.Empty || verdict.Took < least || len(verdict.Survivors) != 2 {
+					t.Fatalf("verdict %+v, want two survivors after %v", verdict, least)
 				}
 				if s := verdict.Survivors[0]; s.Pid != tree.Pid() || s.State != "D" || s.UID != os.Getuid() || s.Wait == "" {
 					t.Errorf("survivor %+v, want process %d in state D, its user and where it waits", s, tree.Pid())
+				}
+				if s := verdict.Survivors[1]; s.State != "Z" {
+					t.Errorf("survivor %+v, want a child that is dead and that the frozen one cannot wait for", s)
 				}
 				if i == 0 {
 					other.Kill()
