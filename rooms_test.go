@@ -50,7 +50,7 @@ var rooms = map[string][]string{
 	"internal/client":   {},
 	"internal/proctest": {},
 
-	"cmd/hangup":      {"internal/client", "internal/config", "internal/daemon", "internal/proc", "internal/wire", "python", "worker"},
+	"cmd/hangup":      {"internal/client", "internal/config", "internal/daemon", "internal/event", "internal/proc", "internal/wire", "python", "worker"},
 	"cmd/hangup-shim": {"internal/reap"},
 	"worker":          {"internal/wire"},
 	"python":          {},

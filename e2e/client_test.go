@@ -231,10 +231,21 @@ func TestClientDoctorHost(t *testing.T) {
 	proctest.Check(t)
 	c := s.cli("doctor").start()
 	c.end(0)
-	for _, want := range []string{"ok       containment        subreaper: a tree of 3 processes", "ok       no_new_privs", "ok       shim", "weaker   cgroup"} {
+	level, cgroup := "subreaper", "weaker   cgroup"
+	if groups() {
+		level, cgroup = "cgroup", "ok       cgroup"
+	}
+	for _, want := range []string{"ok       containment        " + level + ": a tree of 3 processes", "ok       no_new_privs", "ok       shim", cgroup} {
 		if !strings.Contains(c.stdout.String(), want) {
 			t.Errorf("%q is not in\n%s", want, &c.stdout)
 		}
+	}
+	s.write("strict.yaml", "containment: {minimum: cgroup}\nworkloads:\n  py: {command: [python3, worker.py]}\n")
+	c = s.cli("doctor", "--config", s.dir+"/strict.yaml").start()
+	if groups() {
+		c.end(0)
+	} else {
+		c.end(1)
 	}
 	s.write("bad.yaml", "listen: 5\n")
 	c = s.cli("doctor", "--config", s.dir+"/bad.yaml").start()

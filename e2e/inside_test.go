@@ -43,7 +43,8 @@ func TestInside(t *testing.T) {
 	s.eventually("ready", func() bool { code, _ := s.get("/readyz"); return code == http.StatusOK })
 	s.base = s.settled()
 
-	r, body := s.post("/execute/inside/inside", "null")
+	above := fmt.Sprintf("[%d, %d, %d]", s.workloads()[0].Workers[0].ShimPid, s.pid, s.cmd.Process.Pid)
+	r, body := s.post("/execute/inside/inside", above)
 	if r.StatusCode != http.StatusOK {
 		t.Fatalf("%s %s", r.Status, body)
 	}
@@ -52,6 +53,7 @@ func TestInside(t *testing.T) {
 		Cwd                                      string
 		Umask, Pid, Session, Group, Parent, Nice int
 		Core                                     []int64
+		Seen                                     []string
 	}
 	if err := json.Unmarshal([]byte(body), &in); err != nil {
 		t.Fatal(err)
@@ -81,6 +83,15 @@ func TestInside(t *testing.T) {
 	}
 	if in.Status["NoNewPrivs"] != "1" {
 		t.Errorf("NoNewPrivs is %q", in.Status["NoNewPrivs"])
+	}
+	if !slices.Equal(in.Core, []int64{0, 0}) {
+		t.Errorf("its limits of a core are %v", in.Core)
+	}
+	if !s.layer("signals").On {
+		in.Seen = slices.DeleteFunc(in.Seen, func(s string) bool { return strings.HasSuffix(s, "can be signalled") })
+	}
+	if len(in.Seen) > 0 && os.Geteuid() != 0 { // root may look at everybody
+		t.Errorf("shim, server and supervisor are %s, and it got at %v", above, in.Seen)
 	}
 	before, err := os.ReadFile(s.dir + "/before") // Python ignores two signals of its own accord; a shell does not
 	if err != nil {

@@ -79,6 +79,7 @@ func launch(t *testing.T, workloads string, settings ...string) *server {
 // either before it is run.
 func prepare(t *testing.T, workloads string, settings ...string) *server {
 	t.Helper()
+	t.Cleanup(func() { noGroups(t) }) // after all else
 	s := &server{t: t, dir: t.TempDir(), client: &http.Client{Transport: &http.Transport{}}, exit: make(chan error, 1)}
 	for _, pattern := range []string{"testdata/*.py", "../python/hangup.py"} {
 		paths, err := filepath.Glob(pattern)

@@ -101,8 +101,8 @@ func examine(cmd *cobra.Command, file string) ([]finding, error) {
 		c = *loaded
 	}
 	list := []finding{kernel(), pidfds()}
-	list = append(list, trees(cmd.Context())...)
-	return append(list, cgroups(), landlock(), user(), procfs(), descriptors(c.Limits.Connections), first(), spoolDir(c.Spool.Dir)), nil
+	list = append(list, trees(cmd.Context(), c.Containment)...)
+	return append(list, procfs(), descriptors(c.Limits.Connections), first(), spoolDir(c.Spool.Dir)), nil
 }
 
 // printFindings prints what was found. The exit code says whether anything is

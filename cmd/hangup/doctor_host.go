@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/proc"
 )
 
@@ -39,13 +41,13 @@ func pidfds() finding {
 const treeSize = 3
 
 // trees starts a tree as the server would, ends it, and looks at what it was.
-func trees(ctx context.Context) []finding {
+func trees(ctx context.Context, wanted config.Containment) []finding {
 	const together = "install hangup and hangup-shim of one build in one directory; make build does"
 	path, err := proc.FindShim()
 	if err != nil {
 		return []finding{{"shim", missing, err.Error(), together}}
 	}
-	host, err := proc.Open(proc.Options{Shim: path})
+	host, err := proc.Open(proc.Options{Shim: path, Cgroup: wanted.Cgroup})
 	if err != nil {
 		return []finding{{"shim", missing, err.Error(), together}}
 	}
@@ -67,23 +69,34 @@ func trees(ctx context.Context) []finding {
 	grown := eventually(func() bool { return len(proc.Look(tree.ShimPid())) == 1+treeSize }) == nil
 	list = append(list, privileges(tree.Pid()))
 	tree.Kill()
-	v := tree.Wait(ctx)
+	v, held := tree.Wait(ctx), host.Containment()
+	list = append(list, ended(v, held, wanted.Minimum, grown))
+	return append(list, layers(held)...)
+}
+
+// ended says how the tree was held whose end is v; grown is whether all of it was seen.
+func ended(v proc.Verdict, held event.Containment, minimum string, grown bool) finding {
 	switch {
 	case !v.Empty:
-		return append(list, finding{
+		return finding{
 			"containment", missing, fmt.Sprintf("a tree was not ended: %d processes are left (%s)", len(v.Survivors), v.Reason),
 			"run hangup as an ordinary user, without new_privileges",
-		})
+		}
+	case !held.Meets(minimum):
+		return finding{
+			"containment", missing, fmt.Sprintf("%s, and the config demands %s: serve would not start", held.Level, minimum),
+			"see below, or write a lower containment.minimum",
+		}
 	case !grown:
-		return append(list, finding{
-			"containment", weaker, fmt.Sprintf("subreaper: a tree was ended in %s (%s), and its processes could not be seen", ms(v.Took), v.Proof),
+		return finding{
+			"containment", weaker, fmt.Sprintf("%s: a tree was ended in %s (%s), and its processes could not be seen", held.Level, ms(v.Took), v.Proof),
 			"mount /proc without hidepid",
-		})
+		}
 	}
-	return append(list, finding{
+	return finding{
 		Check: "containment", Verdict: sound,
-		Detail: fmt.Sprintf("subreaper: a tree of %d processes in %d sessions was ended and reaped in %s (%s)", v.Reaped, treeSize, ms(v.Took), v.Proof),
-	})
+		Detail: fmt.Sprintf("%s: a tree of %d processes in %d sessions was ended and reaped in %s (%s)", held.Level, v.Reaped, treeSize, ms(v.Took), v.Proof),
+	}
 }
 
 // startApart starts a program in a session of its own, and does not wait for it.
@@ -108,36 +121,19 @@ func privileges(pid int) finding {
 	return finding{Check: "no_new_privs", Verdict: sound, Detail: "set on workers, unless new_privileges is on: sudo and su give them nothing"}
 }
 
-func cgroups() finding {
-	detail := "not used by this version, whatever the host has"
-	if data, err := os.ReadFile("/proc/self/mountinfo"); err == nil && strings.Contains(string(data), " - cgroup2 ") {
-		detail = "v2 is mounted here, and not used by this version"
+// layers says of each layer what the host has found out. Two are left out: doctor has
+// no supervisor above it, and looks at a process for no_new_privs.
+func layers(held event.Containment) (list []finding) {
+	for _, layer := range held.Layers {
+		f := finding{Check: layer.Name, Verdict: sound, Detail: layer.Detail, Remedy: layer.Remedy}
+		if !layer.On {
+			f.Verdict = weaker
+		}
+		if layer.Name != "supervisor" && layer.Name != "no_new_privs" {
+			list = append(list, f)
+		}
 	}
-	return finding{"cgroup", weaker, detail + ": no bound on a workload's memory, and a fork bomb takes longer to end", ""}
-}
-
-func landlock() finding {
-	const signals = 6 // the ABI that keeps signals in
-	const version = 1 // LANDLOCK_CREATE_RULESET_VERSION: tell the ABI, make nothing
-	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, version)
-	f := finding{Check: "landlock", Verdict: weaker, Remedy: "do not share the server's user with work that you do not trust"}
-	switch {
-	case errno != 0:
-		f.Detail = "the kernel has none (" + errno.Error() + ")"
-	case abi < signals:
-		f.Detail = fmt.Sprintf("ABI %d, %d or more would keep signals in", abi, signals)
-	default:
-		f.Detail = fmt.Sprintf("ABI %d is there, and not used by this version", abi)
-	}
-	f.Detail += ": a worker can signal other processes of its user"
-	return f
-}
-
-func user() finding {
-	if uid := os.Geteuid(); uid != 0 {
-		return finding{Check: "user", Verdict: sound, Detail: fmt.Sprintf("uid %d", uid)}
-	}
-	return finding{"user", weaker, "root: the workers would be root, too, and nothing keeps them from the rest of the machine", "run hangup as an ordinary user"}
+	return list
 }
 
 func procfs() finding {

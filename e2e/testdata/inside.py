@@ -15,8 +15,23 @@ def echo(input):
 
 
 @hangup.task
-def inside(_):
-    """What a worker has of the server: as little as possible."""
+def inside(input):
+    """What a worker has of the server, and of the processes it is told of: as little
+    as possible."""
+    seen = []
+    for pid in input:
+        for name in ("environ", "mem", "maps"):
+            try:
+                with open("/proc/%d/%s" % (pid, name), "rb") as file:
+                    file.read(1)
+                seen.append("%d/%s" % (pid, name))
+            except OSError:
+                pass
+        try:
+            os.kill(pid, 0)
+            seen.append("%d can be signalled" % pid)
+        except PermissionError:
+            pass
     with open("/proc/self/status") as status:
         lines = dict(line.rstrip("\n").split(":\t", 1) for line in status if ":\t" in line)
     opened = {}
@@ -38,6 +53,7 @@ def inside(_):
         "group": os.getpgid(0),
         "parent": os.getppid(),
         "nice": os.nice(0),
+        "seen": seen,
         "core": resource.getrlimit(resource.RLIMIT_CORE),
     }
 

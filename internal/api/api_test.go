@@ -92,7 +92,7 @@ func serve(t testing.TB, door doer, change ...func(*config.Config)) *rig {
 		Workloads:   func() []event.Pool { return g.pools },
 		Metrics:     http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hangup_calls 1\n") }),
 		Ready:       func() error { return g.ready },
-		Containment: "subreaper", Isolation: "none", ServerPid: 11, SupervisorPid: 10,
+		Containment: event.Containment{Level: "subreaper", Layers: []event.Layer{{Name: "cgroup", Detail: "is read-only", Remedy: "write"}}}, ServerPid: 11, SupervisorPid: 10,
 		NewID:  func() string { return fmt.Sprintf("call-%d", id.Add(1)) },
 		Budget: g.budget, Probes: new(Probes), ShowOut: func(*http.Request) {},
 	})

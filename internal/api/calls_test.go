@@ -66,11 +66,11 @@ func TestCalls(t *testing.T) {
 func TestWorkloads(t *testing.T) {
 	g := serve(t, echo)
 	g.pools = []event.Pool{
-		{Name: "echo", Kind: "worker", Limit: 4, Spares: 1, Queued: 2, State: "up", Tasks: []string{"up"}, Workers: []event.Worker{
+		{Name: "echo", Kind: "worker", Limit: 4, Spares: 1, Queued: 2, State: "up", Tasks: []string{"up"}, Isolation: "uid", Workers: []event.Worker{
 			{ID: 9, Pid: 100, ShimPid: 99, State: event.Busy, Calls: 3, Since: time.Now().Add(-time.Minute), RSS: 4096},
 		}},
-		{Name: "resize", Kind: "worker", State: "down", Reason: "no such file"},
-		{Name: "echo", Kind: "worker", Limit: 2, Queued: 1, State: "up", Retiring: true},
+		{Name: "resize", Kind: "worker", State: "down", Reason: "no such file", Isolation: "signals"},
+		{Name: "echo", Kind: "worker", Limit: 2, Queued: 1, State: "up", Retiring: true, Isolation: "signals"},
 	}
 	all := decode(t, g.do("GET /workloads", ""))
 	worker := all["workloads"].([]any)[0].(map[string]any)["workers"].([]any)[0].(map[string]any)
@@ -79,19 +79,20 @@ func TestWorkloads(t *testing.T) {
 	}
 	delete(worker, "age_s")
 	want := map[string]any{
-		"server_pid": 11., "supervisor_pid": 10., "containment": "subreaper", "isolation": "none", "workloads": []any{
+		"server_pid": 11., "supervisor_pid": 10., "containment": "subreaper", "isolation": "signals",
+		"layers": []any{map[string]any{"name": "cgroup", "on": false, "detail": "is read-only", "remedy": "write"}}, "workloads": []any{
 			map[string]any{
-				"name": "echo", "kind": "worker", "limit": 4., "spares": 1., "queued": 2., "state": "up", "reason": "", "tasks": []any{"up"},
+				"name": "echo", "kind": "worker", "limit": 4., "spares": 1., "queued": 2., "state": "up", "reason": "", "isolation": "uid", "tasks": []any{"up"},
 				"workers": []any{map[string]any{"pid": 100., "shim_pid": 99., "state": "busy", "calls": 3., "rss": 4096.}},
 			},
 			map[string]any{
-				"name": "resize", "kind": "worker", "limit": 0., "spares": 0., "queued": 0., "state": "down", "reason": "no such file", "tasks": []any{},
+				"name": "resize", "kind": "worker", "limit": 0., "spares": 0., "queued": 0., "state": "down", "reason": "no such file", "isolation": "signals", "tasks": []any{},
 				"workers": []any{},
 			},
 		},
 		"retiring": []any{
 			map[string]any{
-				"name": "echo", "kind": "worker", "limit": 2., "spares": 0., "queued": 1., "state": "up", "reason": "", "tasks": []any{},
+				"name": "echo", "kind": "worker", "limit": 2., "spares": 0., "queued": 1., "state": "up", "reason": "", "isolation": "signals", "tasks": []any{},
 				"workers": []any{},
 			},
 		},

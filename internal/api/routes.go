@@ -41,7 +41,7 @@ type Options struct {
 	ShowOut   func(*http.Request) // is told whose connection is to end because of the budget
 
 	// What GET /workloads says of the server itself.
-	Containment, Isolation   string
+	Containment              event.Containment
 	ServerPid, SupervisorPid int
 }
 

@@ -13,9 +13,16 @@ type (
 		ServerPid     int        `json:"server_pid"`
 		SupervisorPid int        `json:"supervisor_pid"`
 		Containment   string     `json:"containment"`
-		Isolation     string     `json:"isolation"`
+		Isolation     string     `json:"isolation"` // of the weakest workload
+		Layers        []layer    `json:"layers"`
 		Workloads     []workload `json:"workloads"`
 		Retiring      []workload `json:"retiring"` // pools that a reload has removed or replaced, until they are gone
+	}
+	layer struct {
+		Name   string `json:"name"`
+		On     bool   `json:"on"`
+		Detail string `json:"detail"`
+		Remedy string `json:"remedy"`
 	}
 	workload struct {
 		Name    string   `json:"name"`
@@ -27,6 +34,8 @@ type (
 		Workers []worker `json:"workers"`
 		State   string   `json:"state"`
 		Reason  string   `json:"reason"`
+		// Isolation is what keeps its workers from the rest.
+		Isolation string `json:"isolation"`
 	}
 	worker struct {
 		Pid     int               `json:"pid"`
@@ -40,11 +49,15 @@ type (
 
 // listWorkloads answers GET /workloads with what the caller may see.
 func (s *server) listWorkloads(v *visit) {
+	pools := s.o.Workloads()
 	all := standing{
 		ServerPid: s.o.ServerPid, SupervisorPid: s.o.SupervisorPid,
-		Containment: s.o.Containment, Isolation: s.o.Isolation, Workloads: []workload{}, Retiring: []workload{},
+		Containment: s.o.Containment.Level, Isolation: event.WeakestOf(pools), Layers: []layer{}, Workloads: []workload{}, Retiring: []workload{},
 	}
-	for _, p := range s.o.Workloads() {
+	for _, one := range s.o.Containment.Layers {
+		all.Layers = append(all.Layers, layer(one))
+	}
+	for _, p := range pools {
 		switch {
 		case !v.caller.may(p.Name):
 		case p.Retiring:
@@ -59,7 +72,7 @@ func (s *server) listWorkloads(v *visit) {
 func view(p event.Pool) workload {
 	w := workload{
 		Name: p.Name, Kind: p.Kind, Limit: p.Limit, Spares: p.Spares, Queued: p.Queued,
-		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason,
+		Tasks: append([]string{}, p.Tasks...), Workers: make([]worker, 0, len(p.Workers)), State: p.State, Reason: p.Reason, Isolation: p.Isolation,
 	}
 	for _, one := range p.Workers {
 		w.Workers = append(w.Workers, worker{

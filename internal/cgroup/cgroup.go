@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package cgroup finds out where cgroups can be made, and makes the directory in
 // which the shims of a server make theirs: hangup.RANDOM, the base, in the server's
 // own cgroup of the v2 hierarchy.

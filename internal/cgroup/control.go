@@ -1,3 +1,5 @@
+//go:build linux
+
 package cgroup
 
 import (
@@ -11,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wanted are the controllers by which the limits of a workload are kept.
-var wanted = []string{"memory", "pids", "cpu"}
+// Wanted are the controllers by which the limits of a workload are kept.
+var Wanted = []string{"memory", "pids", "cpu"}
 
 // leafName is the cgroup for the server and its supervisor where their own must be
 // empty. It is always the same, so that one that was left behind is used again.
@@ -23,7 +25,7 @@ const leafName = "hangup-server"
 func (b *Base) control(pids []int) {
 	there := words(b.own, "cgroup.controllers")
 	given := words(b.own, "cgroup.subtree_control")
-	for _, name := range wanted {
+	for _, name := range Wanted {
 		if slices.Contains(given, name) || !slices.Contains(there, name) {
 			continue
 		}
@@ -37,15 +39,15 @@ func (b *Base) control(pids []int) {
 		}
 		b.enabled = append(b.enabled, name)
 	}
-	for _, name := range wanted {
+	for _, name := range Wanted {
 		if slices.Contains(words(b.path, "cgroup.controllers"), name) && write(b.path, "cgroup.subtree_control", "+"+name) == nil {
 			b.controllers = append(b.controllers, name)
 		}
 	}
-	if len(b.controllers) < len(wanted) && b.without == nil {
+	if len(b.controllers) < len(Wanted) && b.without == nil {
 		b.without = &Missing{
-			b.own + " has no others",
-			"Delegate=yes in the systemd unit, on a system that has the controllers in v2 (boot with systemd.unified_cgroup_hierarchy=1)",
+			"the cgroup " + b.own + " does not have it",
+			"Delegate=yes in the systemd unit; on a host that still uses cgroup v1, move it to v2 (boot with systemd.unified_cgroup_hierarchy=1)",
 		}
 	}
 }

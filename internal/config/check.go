@@ -12,6 +12,9 @@ func (d *decoder) check(c *Config) {
 	d.checkListen(c)
 	d.checkTLS(c)
 	d.checkTokens(c)
+	if c.Containment.Minimum == "cgroup" && c.Containment.Cgroup == "never" {
+		d.faultAt("containment.cgroup", "never cannot be with containment.minimum: cgroup: write auto, or a lower minimum")
+	}
 	if _, given := d.given["workloads"]; !given && len(d.faults) == 0 {
 		d.faults = append(d.faults, d.src.fault(1, 1, "workloads is missing: a server without work has nothing to serve; `hangup init` writes a starter"))
 	} else if given && len(c.Workloads) == 0 && len(d.faults) == 0 {

@@ -205,7 +205,7 @@ var faultCases = []struct {
 	{inWorkload("env: {A: x}\n    pass_env: [A]"), []string{"4:16: workloads.w.pass_env[0]: A is set in env already"}},
 
 	// What is planned and not built: refused, never ignored.
-	{work + "containment: {minimum: cgroup}\n", []string{"2:24: containment.minimum: cgroup is not available in this version"}},
+	{work + "containment: {minimum: cgroup, cgroup: never}\n", []string{"2:40: containment.cgroup: never cannot be with containment.minimum: cgroup"}},
 	{inWorkload("kind: http"), []string{"3:11: workloads.w.kind: http is not available in this version: only worker is"}},
 	{inWorkload("kind: wroker"), []string{`3:11: workloads.w.kind: cannot be "wroker": did you mean worker?`}},
 	{inWorkload("user: nobody"), []string{"3:11: workloads.w.user: not available in this version"}},

@@ -76,10 +76,10 @@ func schema(c *Config) value {
 		key{"drain", "How long running calls may go on after SIGTERM, before the stop sequence ends them.", set(&c.Drain, duration(false))},
 		key{"containment", "How surely the process trees of the workers must be held.", object(
 			key{
-				"minimum", "The weakest level that will do; serve does not start below it. cgroup is not available in this version.",
-				set(&c.Containment.Minimum, without(oneOf("process-group", "subreaper", "cgroup"), " and so cannot be met: write subreaper", "cgroup")),
+				"minimum", "The weakest level that will do; serve does not start below it, and says what is missing. subreaper needs nothing of the host, cgroup what hangup doctor tells.",
+				set(&c.Containment.Minimum, oneOf("process-group", "subreaper", "cgroup")),
 			},
-			key{"cgroup", "Whether cgroups are used where the host gives them.", set(&c.Containment.Cgroup, oneOf("auto", "never"))},
+			key{"cgroup", "Whether cgroups (v2) are used where the host gives them: auto tries them out at the start, never does without.", set(&c.Containment.Cgroup, oneOf("auto", "never"))},
 		)},
 		key{"log", "The server's own log, on stderr.", object(
 			key{"format", "json: one object a line; text: for people.", set(&c.Log.Format, oneOf("json", "text"))},

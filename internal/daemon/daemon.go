@@ -43,13 +43,6 @@ const (
 	lastReplies = 500 * time.Millisecond
 )
 
-// Containment and isolation in force. The layers that make more of them come
-// with the cgroup probe.
-const (
-	containment = "subreaper"
-	isolation   = "none"
-)
-
 // Options say what a server runs with.
 type Options struct {
 	Config     *config.Config
@@ -66,6 +59,7 @@ type server struct {
 	o        Options
 	log      *observe.Log
 	host     *proc.Host
+	held     event.Containment // by the host
 	bodies   *spool.Spool
 	observer *observe.Observer
 	pools    *pools
@@ -99,17 +93,24 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer s.watch.Close()
-	if s.host, err = proc.Open(proc.Options{Shim: o.Shim, Supervisor: o.Supervisor}); err != nil {
+	if s.host, err = proc.Open(proc.Options{Shim: o.Shim, Supervisor: o.Supervisor, Cgroup: o.Config.Containment.Cgroup}); err != nil {
 		return err
 	}
 	defer s.host.Close()
+	s.held = s.host.Containment()
+	if err := enough(s.held, o.Config.Containment.Minimum); err != nil {
+		return err
+	}
 
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	var emit event.Sink
-	s.pools = &pools{open: func(w config.Workload) *pool.Pool { return s.open(work, w, emit) }}
+	s.pools = &pools{
+		open:      func(w config.Workload) *pool.Pool { return s.open(work, w, emit) },
+		isolation: s.isolation,
+	}
 	s.observer = observe.New(observe.Options{
-		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Level: containment, Isolation: isolation,
+		Log: s.log.Logger, Workloads: names(o.Config), Pools: s.pools.snapshots, Containment: s.held,
 	})
 	seen := s.observer.Sink()
 	emit = func(e event.Event) {
@@ -138,7 +139,7 @@ func Run(ctx context.Context, o Options) (err error) {
 func (s *server) serveAs(c *config.Config) {
 	h := api.New(api.Options{
 		Config: c, Calls: s.calls, Spool: s.bodies, Workloads: s.pools.snapshots, Metrics: s.observer.Handler(),
-		Ready: s.ready, Containment: containment, Isolation: isolation,
+		Ready: s.ready, Containment: s.held,
 		ServerPid: os.Getpid(), SupervisorPid: s.supervisorPid(), NewID: newID, Budget: s.budget, Probes: &s.probes, ShowOut: listen.ShowOut,
 	})
 	s.handler.Store(&h)
@@ -281,14 +282,12 @@ func (s *server) logStart() {
 	s.logWarnings(c)
 	s.log.Info("serving", "version", s.o.Version, "listen", s.doors.Addresses(), "tls", c.TLS.On(),
 		"pid", os.Getpid(), "supervisor_pid", s.supervisorPid(),
-		"containment", containment, "isolation", isolation, "workloads", names(c))
+		"containment", s.held.Level, "isolation", s.weakest(), "workloads", names(c))
 	if s.doors.Inherited() {
 		s.log.Info("the sockets were handed over by the service manager: listen in the config is not used")
 	}
-	if os.Geteuid() == 0 {
-		s.log.Warn("running as root: the workers are root, too, and nothing keeps them from the rest of the machine",
-			"remedy", "run hangup as an ordinary user")
-	}
+	s.logLayers()
+	s.logIsolation(c)
 }
 
 // logWarnings tells what in a config works and is probably not meant.

@@ -24,7 +24,8 @@ import (
 // out hands back, untouched, whoever found it too late, and [pools.Do] looks again.
 // The mutex guards the lists and is never held while a pool is waited for.
 type pools struct {
-	open func(config.Workload) *pool.Pool
+	open      func(config.Workload) *pool.Pool
+	isolation func(config.Workload) string
 
 	mu       sync.Mutex
 	current  []*member // in the order of the config
@@ -171,14 +172,20 @@ func (ps *pools) snapshots() []event.Pool {
 	current, retiring := ps.all()
 	list := make([]event.Pool, 0, len(current)+len(retiring))
 	for _, m := range current {
-		list = append(list, m.Snapshot())
+		list = append(list, ps.snapshot(m))
 	}
 	for _, m := range retiring {
-		snapshot := m.Snapshot()
+		snapshot := ps.snapshot(m)
 		snapshot.Retiring = true
 		list = append(list, snapshot)
 	}
 	return list
+}
+
+func (ps *pools) snapshot(m *member) event.Pool {
+	snapshot := m.Snapshot()
+	snapshot.Isolation = ps.isolation(m.workload)
+	return snapshot
 }
 
 // drain lets no new calls in, and makes no more plans. There is no commit after it.

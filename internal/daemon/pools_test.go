@@ -230,6 +230,7 @@ func newSet(t *testing.T) *set {
 			},
 		})
 	}}
+	s.isolation = func(config.Workload) string { return event.NoIsolation }
 	t.Cleanup(func() {
 		if errs := s.close(ctx); len(errs) > 0 {
 			t.Error(errs)

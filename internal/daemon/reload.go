@@ -123,6 +123,7 @@ func (s *server) commit(p prepared) {
 	s.pools.commit(p.plan)
 	s.serveAs(p.next) // last: whoever it lets in finds the pools
 	s.logWarnings(p.next)
+	s.logIsolation(p.next)
 	s.log.Info("reloaded", "config", p.next.File,
 		"added", p.plan.added, "removed", p.plan.removed, "changed", p.plan.changed, "keys", changedKeys(now, p.next))
 }

@@ -200,6 +200,8 @@ type Pool struct {
 	State    string // up, starting or down
 	Reason   string // why it is not up
 	Tasks    []string
+	// Isolation is what keeps its workers from the rest.
+	Isolation string
 	// NotEmpty counts the trees whose verdict was not empty and which are still there.
 	NotEmpty int
 }

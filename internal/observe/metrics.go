@@ -79,13 +79,8 @@ func newMetrics(o Options) *metrics {
 	m.killing = histogram("hangup_kill_seconds", "From the decision to stop a worker to its tree verified empty.", killBuckets)
 	m.killed = counter("hangup_killed_processes_total", "Processes reaped from trees that were stopped.", "workload")
 	m.add(append([]string{""}, o.Workloads...))
-	containment := prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: "hangup_containment", Help: "1: the containment and isolation in force.",
-		ConstLabels: prometheus.Labels{"level": o.Level, "isolation": o.Isolation},
-	})
-	containment.Set(1)
 	m.registry.MustRegister(
-		containment, poolCollector{o.Pools},
+		poolCollector{o.Pools, o.Containment},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return m

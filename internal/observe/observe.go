@@ -31,8 +31,8 @@ type Options struct {
 	// one name are counted together.
 	Pools func() []event.Pool
 
-	// Level and Isolation are the containment in force.
-	Level, Isolation string
+	// Containment is how the trees are held.
+	Containment event.Containment
 }
 
 // Observer listens to events. Its methods may be called from any goroutine.

@@ -20,7 +20,7 @@ func quiet() *slog.Logger { return NewLogger(io.Discard, "json", "error") }
 func observer(pools ...event.Pool) *Observer {
 	return New(Options{
 		Log: quiet(), Workloads: []string{"echo", "resize"},
-		Pools: func() []event.Pool { return pools }, Level: "subreaper", Isolation: "none",
+		Pools: func() []event.Pool { return pools }, Containment: event.Containment{Level: "subreaper", Layers: []event.Layer{{Name: "cgroup"}, {Name: "subreaper", On: true}}},
 	})
 }
 
@@ -76,7 +76,7 @@ func TestEverySeriesIsThereFromTheStart(t *testing.T) {
 	has(t, lines,
 		`hangup_queue_length{workload="echo"} 0`,
 		`hangup_trees_not_empty{workload="echo"} 0`,
-		`hangup_containment{isolation="none",level="subreaper"} 1`)
+		`hangup_containment{isolation="none",level="subreaper"} 1`, `hangup_containment_layer{layer="cgroup"} 0`, `hangup_containment_layer{layer="subreaper"} 1`)
 
 	text := strings.Join(lines, "\n")
 	for _, name := range []string{"\nprocess_open_fds ", "\ngo_goroutines "} {

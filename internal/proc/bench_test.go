@@ -53,16 +53,20 @@ func BenchmarkStop(b *testing.B) {
 }
 
 // BenchmarkStart measures a start and the end of /bin/true, under a shim that is
-// there already.
+// there already, in a cgroup and without.
 func BenchmarkStart(b *testing.B) {
-	host := open(b)
-	spec := sh("")
-	spec.Argv = []string{"/bin/true"}
-	measure(b, func() time.Duration {
-		began := time.Now()
-		<-start(b, host, spec).Done()
-		return time.Since(began)
-	})
+	for _, cgroup := range []string{proc.CgroupAuto, proc.CgroupNever} {
+		b.Run("cgroup="+cgroup, func(b *testing.B) {
+			host := openWith(b, cgroup)
+			spec := sh("")
+			spec.Argv = []string{"/bin/true"}
+			measure(b, func() time.Duration {
+				began := time.Now()
+				<-start(b, host, spec).Done()
+				return time.Since(began)
+			})
+		})
+	}
 }
 
 // BenchmarkOpen measures the opening of a host, which is the start of a shim.

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"example.com/hangup/internal/cgroup"
+	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/reap"
 )
 
@@ -58,9 +59,11 @@ type Host struct {
 	binary     *os.File // the shim's program, so that a new file on disk cannot mix builds
 	self       *os.File // a pidfd of this process: a shim sees by it that the server has died
 	null       *os.File
-	supervisor *supervisor     // nil: none
-	base       *cgroup.Base    // the cgroup of all trees; nil: none
-	noCgroup   *cgroup.Missing // why there is none
+	supervisor *supervisor       // nil: none
+	base       *cgroup.Base      // the cgroup of all trees; nil: none
+	noCgroup   *cgroup.Missing   // why there is none
+	noScope    error             // why signals are not kept in; nil: they are
+	held       event.Containment // what it comes to
 
 	readers sync.WaitGroup // one for each shim, and one that looks after the stock
 	starts  sync.WaitGroup // under way, using the files above
@@ -118,6 +121,7 @@ func (h *Host) open() error {
 		return fmt.Errorf("cannot open a pidfd (Linux 5.3 or later is needed): %w", err)
 	}
 	h.self = os.NewFile(uintptr(self), "pidfd")
+	h.noScope = reap.TrySignalScope()
 	if h.openCgroup(); h.base == nil {
 		first, err := h.launch()
 		if err != nil {
@@ -125,6 +129,7 @@ func (h *Host) open() error {
 		}
 		h.keep(first)
 	}
+	h.held = h.layers()
 	h.readers.Go(h.restock)
 	return nil
 }
@@ -367,6 +372,8 @@ func startError(m reap.StartFailed, path, dir string) error {
 		return fmt.Errorf("cannot set no_new_privs: %w", m.Errno)
 	case m.Stage == reap.StageFiles:
 		return fmt.Errorf("cannot set its limit of open files: %w", m.Errno)
+	case m.Stage == reap.StageScope:
+		return fmt.Errorf("cannot keep its signals in: %w", m.Errno)
 	case m.Stage == reap.StageGroup:
 		return fmt.Errorf("cannot make its cgroup: %w", m.Errno)
 	case m.Stage == reap.StageOrder:

@@ -105,7 +105,7 @@ func (s *shim) end() {
 func (s *shim) start(t *Tree, path string, spec Spec) error {
 	order := reap.Start{
 		Path: path, Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir,
-		NewPrivileges: spec.NewPrivileges, Nofile: max(spec.MaxFiles, 0), Files: len(spec.Files),
+		NewPrivileges: spec.NewPrivileges, Scoped: s.host.noScope == nil, Nofile: max(spec.MaxFiles, 0), Files: len(spec.Files),
 	}
 	files := make([]int, len(spec.Files))
 	for i, file := range spec.Files {

@@ -24,6 +24,7 @@ type (
 		Argv, Env     []string // as execve takes them
 		Dir           string   // "" is the shim's own
 		NewPrivileges bool     // false sets no_new_privs
+		Scoped        bool     // keeps signals in, which needs no_new_privs
 		Nofile        int      // RLIMIT_NOFILE, soft and hard; no more than the hard one of the shim; 0: as it is
 		Files         int      // how many descriptors travel with it
 	}
@@ -84,6 +85,7 @@ const (
 	StageExec                        // fork or exec
 	StageFiles                       // the limit of open files cannot be set
 	StageGroup                       // the cgroup cannot be made
+	StageScope                       // signals cannot be kept in
 )
 
 // Survivor is a process that would not die.
@@ -128,6 +130,7 @@ func (m Start) append(b []byte) []byte {
 	b = appendStrings(b, m.Env)
 	b = appendString(b, m.Dir)
 	b = appendBool(b, m.NewPrivileges)
+	b = appendBool(b, m.Scoped)
 	b = appendInt(b, m.Nofile)
 	return appendInt(b, m.Files)
 }
@@ -182,7 +185,7 @@ func decode(frame []byte) (Message, error) {
 	case kindStart:
 		m = Start{
 			Path: d.str(), Argv: d.strs(), Env: d.strs(), Dir: d.str(),
-			NewPrivileges: d.int() != 0, Nofile: d.int(), Files: d.int(),
+			NewPrivileges: d.int() != 0, Scoped: d.int() != 0, Nofile: d.int(), Files: d.int(),
 		}
 	case kindSignal:
 		m = Signal{syscall.Signal(d.int())}

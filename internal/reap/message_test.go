@@ -16,7 +16,7 @@ import (
 )
 
 var messages = []Message{
-	Start{Path: "/bin/sh", Argv: []string{"sh", "-c", ""}, Env: []string{"A=1", "B="}, Dir: "/tmp", NewPrivileges: true, Nofile: 1024, Files: 3},
+	Start{Path: "/bin/sh", Argv: []string{"sh", "-c", ""}, Env: []string{"A=1", "B="}, Dir: "/tmp", NewPrivileges: true, Scoped: true, Nofile: 1024, Files: 3},
 	Start{Argv: []string{}, Env: []string{}},
 	Signal{unix.SIGTERM},
 	Kill{},

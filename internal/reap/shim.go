@@ -37,6 +37,10 @@ func Shim(base string) int {
 	defaultInternal()
 	deaths := make(chan os.Signal, 1)
 	signal.Notify(deaths, unix.SIGCHLD)
+	// What a worker had in memory is no business of a file; all of them inherit it.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fail("shim", err)
+	}
 
 	conn, err := NewConn(ControlFD, MaxOrder)
 	if err != nil {

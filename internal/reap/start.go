@@ -27,6 +27,11 @@ func start(m Start, files []int, cgroup *group) Message {
 		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 			return failed(StagePrivileges, err)
 		}
+		if m.Scoped {
+			if err := keepSignalsIn(); err != nil {
+				return failed(StageScope, err)
+			}
+		}
 	}
 	var none unix.Sigset_t
 	unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)

@@ -1,0 +1,92 @@
+//go:build linux && !portable
+
+package proc
+
+import (
+	"fmt"
+	"os"
+	"slices"
+
+	"example.com/hangup/internal/cgroup"
+	"example.com/hangup/internal/event"
+	"example.com/hangup/internal/reap"
+)
+
+// Containment tells how the trees are held, layer by layer, as Open has found it out.
+// The isolation is that of a worker who runs as the server's own user.
+func (h *Host) Containment() event.Containment { return h.held }
+
+func (h *Host) layers() event.Containment {
+	c := event.Containment{Level: event.Subreaper, Isolation: event.NoIsolation}
+	supervisor := event.Layer{Name: "supervisor", On: true, Detail: "ends what loses its shim or its server"}
+	if h.supervisor == nil {
+		supervisor.On, supervisor.Detail, supervisor.Remedy = false, "none: what loses its shim is not ended", "start the server by hangup serve"
+	}
+	if h.base != nil {
+		c.Level = event.Cgroup
+	}
+	user := event.Layer{Name: "user", On: true, Detail: fmt.Sprintf("uid %d", os.Geteuid())}
+	signals := h.signalLayer()
+	switch {
+	case os.Geteuid() == 0:
+		user.On, user.Detail = false, "root: so are the workers, and nothing keeps them from the rest of the machine"
+		user.Remedy = "run hangup as an ordinary user"
+	case signals.On:
+		c.Isolation = event.Signals
+	}
+	c.Layers = append(c.Layers, supervisor,
+		event.Layer{Name: "subreaper", On: true, Detail: "no process leaves the tree below its shim"},
+		h.cgroupLayer())
+	c.Layers = append(c.Layers, h.controllerLayers()...)
+	c.Layers = append(c.Layers,
+		event.Layer{Name: "no_new_privs", On: true, Detail: "sudo, su and the like give a worker nothing, unless it has new_privileges"},
+		signals, user,
+		event.Layer{Name: "private", On: true, Detail: "no worker of an ordinary user can read or trace supervisor, server and shims; none leaves a core"})
+	return c
+}
+
+func (h *Host) cgroupLayer() event.Layer {
+	if h.base == nil {
+		return event.Layer{Name: "cgroup", Detail: h.noCgroup.Reason + ": a fork bomb takes longer to end", Remedy: h.noCgroup.Remedy}
+	}
+	return event.Layer{Name: "cgroup", On: true, Detail: "a tree is killed in one step, below " + h.base.Path()}
+}
+
+// controllerLayers has a layer for what the cgroups of the trees can be limited in.
+func (h *Host) controllerLayers() (layers []event.Layer) {
+	var given []string
+	var missing *cgroup.Missing
+	if h.base != nil {
+		given, missing = h.base.Controllers()
+	}
+	for _, name := range cgroup.Wanted {
+		layer := event.Layer{Name: name + " controller", Detail: "kept by the kernel for the whole tree"}
+		switch {
+		case slices.Contains(given, name):
+			layer.On = true
+		case h.base == nil:
+			layer.Detail, layer.Remedy = "there is no cgroup to limit", "see cgroup"
+		default:
+			layer.Detail, layer.Remedy = missing.Reason, missing.Remedy
+		}
+		layers = append(layers, layer)
+	}
+	return layers
+}
+
+func (h *Host) signalLayer() event.Layer {
+	if h.noScope == nil {
+		return event.Layer{Name: "signals", On: true, Detail: "Landlock: a worker can signal and trace nobody outside its tree, unless new_privileges is on"}
+	}
+	l := event.Layer{Name: "signals", Remedy: "Linux 6.12 or later with landlock among its security modules (lsm=), and no sandbox that forbids it"}
+	switch abi, err := reap.LandlockABI(); {
+	case err != nil:
+		l.Detail = "the kernel has no Landlock (" + err.Error() + ")"
+	case abi < reap.ScopeABI:
+		l.Detail = fmt.Sprintf("the kernel's Landlock has version %d, which keeps no signals in; %d does", abi, reap.ScopeABI)
+	default:
+		l.Detail = "Landlock cannot be used (" + h.noScope.Error() + ")"
+	}
+	l.Detail += ": a worker can signal other processes of its user, the server among them"
+	return l
+}
