@@ -18,7 +18,7 @@ func TestFrozenWorkers(t *testing.T) {
 	t.Cleanup(freezer.Thaw) // before the oracle looks
 	hang := func() (pid int) {
 		conn := s.dial()
-		if _, err := conn.Write([]byte(request("/execute/py/tree", "Content-Length: 4\r\n", "null"))); err != nil {
+		if _, err := conn.Write([]byte(request("/execute/py/sleep", "Content-Length: 4\r\n", "1000"))); err != nil {
 			t.Fatal(err)
 		}
 		call := s.newest("running", func(c callRecord) bool { return c.State == "running" })
@@ -33,10 +33,9 @@ func TestFrozenWorkers(t *testing.T) {
 
 	pid := hang()
 	told := s.newest("told of", func(c callRecord) bool { return c.Cancel != nil })
-	if told.Outcome != "cancelled" || told.Cancel.Empty || len(told.Cancel.Survivors) == 0 {
-		t.Fatalf("the record is %+v, and names nobody", told)
+	if told.Outcome != "cancelled" || told.Cancel.Empty || len(told.Cancel.Survivors) != 1 {
+		t.Fatalf("the record is %+v, want one survivor", told)
 	}
-	// Its children are dead, and it cannot wait for them.
 	survivor := told.Cancel.Survivors[0].(map[string]any)
 	if survivor["pid"] != float64(pid) || survivor["state"] != "D" || survivor["wait_channel"] == nil {
 		t.Errorf("the survivor is %v, want process %d in state D and where it waits", survivor, pid)

@@ -63,6 +63,7 @@ func enterGroup() (leave func()) {
 	if outside == "" {
 		return func() {}
 	}
+	sweepGroups(outside)
 	inside, err := makeGroup(outside, os.Getuid())
 	if err != nil {
 		return func() {}
@@ -74,6 +75,17 @@ func enterGroup() (leave func()) {
 	return func() {
 		if moveTo(outside) == nil {
 			os.Remove(inside)
+		}
+	}
+}
+
+// sweepGroups removes the groups of runs that were killed.
+func sweepGroups(outside string) {
+	groups, _ := filepath.Glob(filepath.Join(outside, groupPrefix+"*"))
+	for _, group := range groups {
+		pid, err := strconv.Atoi(group[strings.LastIndexByte(group, '-')+1:])
+		if err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
+			os.Remove(group) // fails while it is in use
 		}
 	}
 }
