@@ -347,28 +347,6 @@ func (m *machine) exit(w *worker, now time.Time) error {
 	return m.move(w, exited, now)
 }
 
-// quarantine takes a worker out of the bound of dying trees, because its tree was
-// found not to die. What the kernel does not let go of may stay for days, and its
-// place is not kept for it. It is a worker of the pool until its tree is empty.
-func (m *machine) quarantine(w *worker, now time.Time) error {
-	err := m.move(w, survived, now)
-	if err == nil && !w.stuck {
-		w.stuck = true
-		m.stuck++
-	}
-	return err
-}
-
-// buried forgets a worker whose tree is empty, at last or at once.
-func (m *machine) buried(w *worker, now time.Time) error {
-	err := m.move(w, emptied, now)
-	if err == nil && w.stuck {
-		w.stuck = false
-		m.stuck--
-	}
-	return err
-}
-
 // settle does what follows from the state alone: waiting calls get workers,
 // missing workers get started, and a pool that is shut lets go of everything.
 func (m *machine) settle(now time.Time) {
@@ -441,15 +419,6 @@ func (m *machine) want() int {
 // new calls wait.
 func (m *machine) maxDying() int { return m.full() }
 
-// maxStuck bounds the quarantine. While it is full no replacement starts: whatever
-// holds those trees would mostly hold the next one, too. The pool goes on with the
-// workers it has, and is down when it has none.
-func (m *machine) maxStuck() int { return 2 * m.full() }
-
-// stuckRetry is when callers may ask again of a pool that is down for its quarantine.
-// No timer goes with it: the end of a tree comes by itself.
-const stuckRetry = 5 * time.Second
-
 // ended tells whether nothing is left to be done, nor will be.
 func (m *machine) ended() bool {
 	return m.phase >= retiring && len(m.workers) == 0 && m.seats == 0
@@ -484,11 +453,6 @@ func (m *machine) errDown(now time.Time) (cause error, after time.Duration) {
 		return fmt.Errorf("%w: cannot start a worker: %s", call.ErrDown, start.Why), after
 	}
 	return fmt.Errorf("%w: %v", call.ErrDown, m.reason), after
-}
-
-// errStuck is why no replacement starts.
-func (m *machine) errStuck() error {
-	return fmt.Errorf("%d process trees were killed and do not die; no worker starts beside so many", m.stuck)
 }
 
 // standing says up, starting or down, and why it is not up.

@@ -85,9 +85,23 @@ func sweepGroups(outside string) {
 	for _, group := range groups {
 		pid, err := strconv.Atoi(group[strings.LastIndexByte(group, '-')+1:])
 		if err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
-			os.Remove(group) // fails while it is in use
+			removeGroup(group)
 		}
 	}
+}
+
+// RemoveGroup removes the group of that name below the lane's own.
+func RemoveGroup(name string) { removeGroup(filepath.Join(Group(), name)) }
+
+// removeGroup removes a group and those below it, as far as no process is in them.
+func removeGroup(group string) {
+	entries, _ := os.ReadDir(group)
+	for _, entry := range entries {
+		if entry.IsDir() {
+			removeGroup(filepath.Join(group, entry.Name()))
+		}
+	}
+	os.Remove(group)
 }
 
 func moveTo(group string) error {
