@@ -3,7 +3,6 @@ package proc_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -215,7 +214,7 @@ func init() { proctest.Program("keeper", keeper) }
 
 // keeper is a server that has a program misbehave, ends it, and says how that went.
 //
-//	args: shim cgroup program behaviour file [leave]
+//	args: shim cgroup isolated|free program behaviour file [leave]
 func keeper(args []string) {
 	socket, err := proc.SupervisorFromEnv()
 	must(err)
@@ -225,40 +224,54 @@ func keeper(args []string) {
 	must(err)
 	stdout, dots, err := os.Pipe()
 	must(err)
-	tree, err := host.Start(context.Background(), proc.Spec{Argv: args[2:], Env: proctest.Env(), Files: []*os.File{stdin, dots, os.Stderr}})
+	tree, err := host.Start(context.Background(), proc.Spec{
+		Argv: args[3:], Env: proctest.Env(), Files: []*os.File{stdin, dots, os.Stderr},
+		NewPrivileges: args[2] == free, // nothing keeps it from its shim then
+	})
 	must(err)
 	dots.Close()
-	_, err = io.ReadFull(stdout, make([]byte, 1))
-	must(err)
+	must(os.WriteFile(args[5], []byte("go"), 0)) // its shim has said all there is to say
+	stdout.Read(make([]byte, 1))                 // the dot, or the end of all who could have said it
 	tree.Kill()
 	verdict := tree.Wait(context.Background())
 	next, err := host.Start(context.Background(), proc.Spec{Argv: []string{"sh", "-c", "exit 6"}, Env: proctest.Env()})
 	must(err)
-	fmt.Println(verdict.Empty, next.Status().Exit, next.Wait(context.Background()).Proof)
+	proof := verdict.Proof
+	if args[2] != free {
+		proof = "any" // as far as the kernel isolates it
+	}
+	fmt.Println(verdict.Empty, proof, next.Status().Exit, next.Wait(context.Background()).Proof)
 	must(host.Close())
 }
+
+const isolated, free = "isolated", "free"
 
 func TestConformanceSupervised(t *testing.T) {
 	program := proctest.Compile(t, "misbehave", "testdata/misbehave.c")
 	shim := proctest.Shim(t)
 	for _, cgroup := range containments {
 		for _, name := range supervised {
-			for _, end := range [][]string{nil, {"leave"}} {
-				t.Run(fmt.Sprint("cgroup=", cgroup, "/", name, end), func(t *testing.T) {
-					proctest.Check(t)
-					heart := filepath.Join(t.TempDir(), "heartbeat")
-					if err := os.WriteFile(heart, nil, 0o600); err != nil {
-						t.Fatal(err)
-					}
-					argv, env := proctest.Command("keeper", append([]string{shim, cgroup, program, name, heart}, end...)...)
-					cmd := exec.Command(shim, append([]string{"supervise", "--"}, argv...)...)
-					cmd.Env, cmd.Stderr = env, os.Stderr
-					out, err := cmd.Output()
-					if got, want := string(out), "true 6 ECHILD\n"; err != nil || got != want {
-						t.Errorf("%v: the server says %q, want %q", err, got, want)
-					}
-					alone(t, heart)
-				})
+			for _, power := range []string{isolated, free} {
+				for _, end := range [][]string{nil, {"leave"}} {
+					t.Run(fmt.Sprint("cgroup=", cgroup, "/", name, "/", power, end), func(t *testing.T) {
+						proctest.Check(t)
+						heart := filepath.Join(t.TempDir(), "heartbeat")
+						if err := os.WriteFile(heart, nil, 0o600); err != nil {
+							t.Fatal(err)
+						}
+						argv, env := proctest.Command("keeper", append([]string{shim, cgroup, power, program, name, heart}, end...)...)
+						cmd := exec.Command(shim, append([]string{"supervise", "--"}, argv...)...)
+						cmd.Env, cmd.Stderr = env, os.Stderr
+						want := "true any 6 ECHILD\n"
+						if power == free {
+							want = "true supervisor 6 ECHILD\n"
+						}
+						if out, err := cmd.Output(); err != nil || string(out) != want {
+							t.Errorf("%v: the server says %q, want %q", err, out, want)
+						}
+						alone(t, heart)
+					})
+				}
 			}
 		}
 	}

@@ -312,8 +312,14 @@ static void pester(void) { // every signal that is none of the kernel's last wor
 	plain();
 }
 
-static void kill_shim(void) { here(); kill(shim, SIGKILL); beat(); }
-static void stop_shim(void) { here(); kill(shim, SIGSTOP); beat(); }
+static void strike(int s) { // once somebody has written into FILE
+	while (live() && lseek(out, 0, SEEK_END) == 0)
+		nap(1000);
+	kill(shim, s);
+	rest();
+}
+static void kill_shim(void) { strike(SIGKILL); }
+static void stop_shim(void) { strike(SIGSTOP); }
 
 static void regroup(void) {
 	setpgid(0, getpgid(shim));
