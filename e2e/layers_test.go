@@ -186,6 +186,7 @@ func TestGroupsAreGone(t *testing.T) {
 	for _, victim := range []string{"server", "supervisor", "shim"} {
 		t.Run(victim, func(t *testing.T) {
 			s := launch(t, python)
+			s.eventually("at rest", s.atRest) // a worker that is not ready has no shim yet
 			if n := len(bases()); n != 1 {
 				t.Fatalf("%d cgroups, want 1: %v", n, bases())
 			}
