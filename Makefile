@@ -12,10 +12,10 @@ STRESS_COUNT  ?= 20
 CALLERS       ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build test docs stress patience lint portable bench flood rename clean need-go need-git need-python need-race need-strace
+.PHONY: help demo run build test docs stress patience lint portable bench bench-kill flood rename clean need-go need-git need-python need-race need-strace
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: build ## the story of the product, live, in under 15 s
 	bin/hangup demo
@@ -65,6 +65,9 @@ docs: need-go ## write what is made of the code: docs/config.md, docs/hangup.sch
 
 bench: build ## what the hop through hangup costs beside a bare net/http echo
 	$(GO) run ./bench/hop
+
+bench-kill: build ## what a kill takes beside a bare cgroup.kill and a bare kill loop, and what a shim costs
+	$(GO) run -ldflags '$(LDFLAGS)' ./bench/kill
 
 flood: build ## what callers notice while others attack: slow headers, resets, hang-ups (11 minutes; FLOOD=-short)
 	$(GO) run ./bench/flood $(FLOOD)

@@ -176,12 +176,9 @@ type view struct {
 }
 
 func look(m *machine) view {
-	v := view{pool: event.Pool{Queued: m.queue.Len(), Workers: make([]event.Worker, 0, len(m.workers))}}
+	v := view{pool: event.Pool{Queued: m.queue.Len(), NotEmpty: m.stuck, Workers: make([]event.Worker, 0, len(m.workers))}}
 	v.pool.State, v.pool.Reason = m.standing()
 	for _, w := range m.workers {
-		if w.stuck {
-			v.pool.NotEmpty++
-		}
 		one := event.Worker{ID: w.id, State: w.state, Calls: w.calls, Since: w.born}
 		var rss func() int64
 		if w.state != event.Starting {

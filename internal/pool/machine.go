@@ -167,7 +167,7 @@ type worker struct {
 	calls  int     // calls it has taken
 	exited bool    // its main process is gone
 	unmade bool    // its start is being given up
-	stuck  bool    // it is dying, and the last verdict was not empty
+	stuck  bool    // it is in quarantine: a verdict on its tree was not empty
 	born   time.Time
 
 	handle  Worker
@@ -204,6 +204,7 @@ type machine struct {
 	workers []*worker                 // in the order of their start
 	idle    []*worker                 // a stack: the warmest is on top
 	count   map[event.WorkerState]int // of workers
+	stuck   int                       // workers in quarantine
 	queue   *list.List                // of tickets waiting
 	seats   int                       // calls in the pool: receiving, waiting and running
 	lastID  uint64
@@ -315,11 +316,10 @@ func (m *machine) apply(in input) error {
 		}
 		return m.move(in.worker, unacknowledged, in.now)
 	case workerStopped:
-		in.worker.stuck = !in.ok
 		if in.ok {
-			return m.move(in.worker, emptied, in.now)
+			return m.buried(in.worker, in.now)
 		}
-		return m.move(in.worker, survived, in.now)
+		return m.quarantine(in.worker, in.now)
 	case retryNow:
 		if !in.now.Before(m.retryAt) { // else the timer is of an older failure
 			m.retryAt = time.Time{}
@@ -353,7 +353,7 @@ func (m *machine) settle(now time.Time) {
 	if m.phase == shutting || m.down(now) {
 		cause, after := m.errClosed(), time.Second
 		if m.phase != shutting {
-			cause, after = m.errDown(), m.retryAt.Sub(now)
+			cause, after = m.errDown(now)
 		}
 		for m.queue.Len() > 0 {
 			t := m.queue.Front().Value.(*ticket)
@@ -368,8 +368,8 @@ func (m *machine) settle(now time.Time) {
 	for m.queue.Len() > 0 && len(m.idle) > 0 && m.count[event.Busy] < m.limit {
 		m.pair(m.queue.Front().Value.(*ticket), m.idle[len(m.idle)-1], now)
 	}
-	if m.retryAt.IsZero() {
-		for m.alive() < m.want() && len(m.workers) < m.want()+m.maxDying() {
+	if m.retryAt.IsZero() && m.stuck < m.maxStuck() {
+		for m.alive() < m.want() && len(m.workers)-m.stuck < m.want()+m.maxDying() {
 			m.start(now)
 		}
 	}
@@ -435,18 +435,24 @@ func (m *machine) errClosed() error {
 // alive counts the workers that are not dying.
 func (m *machine) alive() int { return len(m.workers) - m.count[event.Dying] }
 
-// down tells whether the pool has no worker and is waiting to try again.
+// down tells whether the pool has no worker, and is waiting to try again or for its
+// quarantine.
 func (m *machine) down(now time.Time) bool {
-	return !m.retryAt.IsZero() && now.Before(m.retryAt) && m.alive() == 0
+	return m.alive() == 0 && (m.stuck >= m.maxStuck() || now.Before(m.retryAt))
 }
 
-// errDown is what callers are told. What a worker wrote is not for them.
-func (m *machine) errDown() error {
+// errDown is what callers are told, and when to ask again. What a worker wrote is
+// not for them.
+func (m *machine) errDown(now time.Time) (cause error, after time.Duration) {
+	if m.stuck >= m.maxStuck() {
+		return fmt.Errorf("%w: %w", call.ErrDown, m.errStuck()), stuckRetry
+	}
+	after = m.retryAt.Sub(now)
 	var start *call.StartError
 	if errors.As(m.reason, &start) {
-		return fmt.Errorf("%w: cannot start a worker: %s", call.ErrDown, start.Why)
+		return fmt.Errorf("%w: cannot start a worker: %s", call.ErrDown, start.Why), after
 	}
-	return fmt.Errorf("%w: %v", call.ErrDown, m.reason)
+	return fmt.Errorf("%w: %v", call.ErrDown, m.reason), after
 }
 
 // standing says up, starting or down, and why it is not up.
@@ -458,6 +464,8 @@ func (m *machine) standing() (state, reason string) {
 		return "down", "shutting down"
 	case m.phase == retiring:
 		return "down", "it waits for its last workers to end"
+	case m.stuck >= m.maxStuck():
+		return "down", m.errStuck().Error()
 	case m.reason == nil:
 		return "starting", "no worker is ready yet"
 	default:
@@ -470,7 +478,8 @@ func (m *machine) seatCall(t *ticket, now time.Time) {
 	case m.phase != open:
 		m.refuse(t, m.errClosed(), time.Second)
 	case m.down(now):
-		m.refuse(t, m.errDown(), m.retryAt.Sub(now))
+		cause, after := m.errDown(now)
+		m.refuse(t, cause, after)
 	case m.seats >= m.limit+m.queueLength:
 		m.refuse(t, call.ErrQueueFull, time.Second)
 	default:

@@ -36,6 +36,19 @@ func TestStatesDoc(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name(row.from), row.on, name(row.to), do)
 	}
+	b.WriteString(`
+## Trees that do not die
+
+A worker leaves its pool only when its process tree is proved empty. A replacement does not wait for that: a pool that
+keeps ` + "`n = workers + spares`" + ` workers has up to n dying ones beside them. Where there are more, new calls wait.
+
+Now and then the kernel does not let a process die: it waits for a disk, or a file server that is gone. Two seconds after
+the kill, and every two seconds from then on, the verdict on such a tree is *not empty*, and names who is left. The tree is
+then **in quarantine**: killed again and again, counted in ` + "`hangup_trees_not_empty`" + `, and no longer one of the n dying ones,
+so that its place goes to a replacement. With 2n trees in quarantine no more workers start. The pool goes on with those
+it has; when it has none, its calls are refused as ` + "`workload-down`" + `, which says why. When a tree dies at last, it leaves
+the pool and every count, and workers start again.
+`)
 	const file = "../../docs/states.md"
 	if *update {
 		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
@@ -226,8 +239,20 @@ func (w *world) check(t *rapid.T) {
 	if count[event.Busy] > m.limit {
 		t.Fatalf("%d calls run, the limit is %d", count[event.Busy], m.limit)
 	}
-	if m.alive() > m.full() || len(m.workers) > m.full()+m.maxDying() {
-		t.Fatalf("too many workers: %d alive, %d in all", m.alive(), len(m.workers))
+	if m.alive() > m.full() || len(m.workers)-m.stuck > m.full()+m.maxDying() || len(m.workers) > m.full()+m.maxDying()+m.maxStuck() {
+		t.Fatalf("too many workers: %d alive, %d stuck, %d in all", m.alive(), m.stuck, len(m.workers))
+	}
+	stuck := 0
+	for _, wk := range m.workers {
+		if wk.stuck {
+			stuck++
+		}
+	}
+	if stuck != m.stuck {
+		t.Fatalf("%d trees do not die, the machine counts %d", stuck, m.stuck)
+	}
+	if m.stuck >= m.maxStuck() && m.alive() == 0 && m.queue.Len() > 0 {
+		t.Fatal("a call waits for what may never come")
 	}
 	seats := 0
 	for _, c := range w.calls {
@@ -245,7 +270,7 @@ func (w *world) check(t *rapid.T) {
 	if m.phase == retiring && len(m.idle) > 0 && m.alive() > m.want() {
 		t.Fatal("a worker idles that nobody will need")
 	}
-	if takesCalls && m.retryAt.IsZero() && m.alive() < m.want() && len(m.workers) < m.want()+m.maxDying() {
+	if takesCalls && m.retryAt.IsZero() && m.stuck < m.maxStuck() && m.alive() < m.want() && len(m.workers)-m.stuck < m.want()+m.maxDying() {
 		t.Fatal("a worker is missing and nobody starts it")
 	}
 }

@@ -413,29 +413,108 @@ func TestDeafWorkerIsStopped(t *testing.T) {
 	}
 }
 
-// TestSurvivors: a tree that does not die is counted until it does, and its
-// place is not taken for free.
+// TestSurvivors: a tree that does not die is counted until it does. Up to the first
+// verdict its place is bounded with the dying ones, from then on with the quarantine.
 func TestSurvivors(t *testing.T) {
-	f := &factory{survives: 2, stopTakes: 2 * time.Second}
-	pooled(t, f, Options{Limit: 1, QueueLength: 1, Timeout: time.Second}, func(t *testing.T, p *Pool) {
-		want(t, do(p, "a", &fakeInput{takes: time.Hour}), call.ErrTimedOut)
-		want(t, do(p, "b", &fakeInput{}), nil) // a replacement
-		time.Sleep(3 * time.Second)
-		if s := p.Snapshot(); s.NotEmpty != 1 || len(s.Workers) != 2 {
-			t.Errorf("%d trees not empty among %d workers, want 1 of 2", s.NotEmpty, len(s.Workers))
+	const verdict = 2 * time.Second
+	f := &factory{survives: 5, stopTakes: verdict}
+	pooled(t, f, Options{Limit: 1, QueueLength: 1, Timeout: time.Millisecond}, func(t *testing.T, p *Pool) {
+		began := time.Now()
+		stuck := func(notEmpty, workers int) {
+			t.Helper()
+			if s := p.Snapshot(); s.NotEmpty != notEmpty || len(s.Workers) != workers {
+				t.Errorf("%v: %d trees not empty among %d workers, want %d among %d", time.Since(began), s.NotEmpty, len(s.Workers), notEmpty, workers)
+			}
 		}
-		want(t, do(p, "c", &fakeInput{takes: time.Hour}), call.ErrTimedOut)
-		if n := len(p.Snapshot().Workers); n != 2 {
-			t.Errorf("%d trees, want no more than 2", n)
+		hang := func() *pending { return do(p, "hangs", &fakeInput{takes: time.Hour}) }
+		want(t, hang(), call.ErrTimedOut)
+		want(t, hang(), call.ErrTimedOut) // by a replacement
+		stuck(0, 2)
+		third := hang() // two trees are dying: it has to wait for the first verdict
+		want(t, third, call.ErrTimedOut)
+		if third.took < verdict-10*time.Millisecond {
+			t.Errorf("the third is done after %v: the number of dying trees is not bounded", third.took)
 		}
-		late := do(p, "d", &fakeInput{}) // both trees are dying: it has to wait
-		want(t, late, nil)
-		if late.took == 0 {
-			t.Error("the number of dying trees is not bounded")
+		synctest.Wait()
+		stuck(2, 3) // two are in quarantine, which is full; the third is dying
+
+		refused := do(p, "refused", &fakeInput{})
+		want(t, refused, call.ErrDown)
+		if got := refused.err.Error(); !strings.Contains(got, "2 process trees were killed and do not die") {
+			t.Errorf("refused because %q", got)
 		}
+		var retry *call.RetryError
+		if !errors.As(refused.err, &retry) || retry.After != stuckRetry {
+			t.Errorf("refused with %+v, want to be told to ask again after %v", retry, stuckRetry)
+		}
+		if s := p.Snapshot(); s.State != "down" || !strings.Contains(s.Reason, "do not die") {
+			t.Errorf("the pool is %s: %s", s.State, s.Reason)
+		}
+		time.Sleep(verdict + 10*time.Millisecond)
+		stuck(3, 3)
+
+		time.Sleep(5 * verdict) // they die at last
+		stuck(0, 1)
+		want(t, do(p, "served", &fakeInput{}), nil)
 	})
-	if all := of[event.CallCancelled](f); len(all) != 6 || all[0].Cancel.Stop.Empty || !all[5].Cancel.Stop.Empty {
-		t.Errorf("%d records of evidence, want 3 for each of two calls, the last one empty", len(all))
+	if all := of[event.CallCancelled](f); len(all) != 18 || all[0].Cancel.Stop.Empty || !all[17].Cancel.Stop.Empty {
+		t.Errorf("%d records of evidence, want 6 for each of three calls, the last one empty", len(all))
+	}
+}
+
+// TestQuarantineLeavesOthers: a full quarantine takes nothing from the workers that live.
+func TestQuarantineLeavesOthers(t *testing.T) {
+	now := time.Now()
+	m := newMachine(Options{Limit: 1, Spares: 1, QueueLength: 1, QueueWait: time.Second})
+	step := func(in input) {
+		t.Helper()
+		in.now = now
+		if _, err := m.step(in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serve := func() *ticket { // as soon as all are ready
+		t.Helper()
+		for _, w := range m.workers {
+			if w.state == event.Starting {
+				step(input{what: workerStarted, worker: w})
+			}
+		}
+		c := &ticket{}
+		step(input{what: placeAsked, call: c})
+		step(input{what: bodyIn, call: c})
+		if c.seat != running {
+			t.Fatalf("a call is not served, with %d workers alive", m.alive())
+		}
+		return c
+	}
+	hang := func() *worker {
+		t.Helper()
+		c := serve()
+		w := c.worker
+		step(input{what: cancelled, call: c})
+		step(input{what: workerStopped, worker: w, ok: false})
+		return w
+	}
+	step(input{what: retryNow})
+	var stuck []*worker
+	for range m.maxStuck() {
+		stuck = append(stuck, hang())
+		step(input{what: workerStopped, worker: stuck[0], ok: false}) // once more: it counts once
+	}
+	if m.alive() != m.full() {
+		t.Errorf("%d workers are alive, want %d: the quarantine was not full before", m.alive(), m.full())
+	}
+	stuck = append(stuck, hang())
+	if m.alive() != m.full()-1 {
+		t.Errorf("%d workers are alive, want %d: none is replaced now", m.alive(), m.full()-1)
+	}
+	step(input{what: returned, call: serve(), ok: true})
+	for _, w := range stuck {
+		step(input{what: workerStopped, worker: w, ok: true})
+	}
+	if m.alive() != m.full() || m.stuck != 0 || len(m.workers) != m.full() {
+		t.Errorf("%d workers, %d alive, %d stuck: want %d, and none stuck", len(m.workers), m.alive(), m.stuck, m.full())
 	}
 }
 

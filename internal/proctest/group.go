@@ -63,6 +63,7 @@ func enterGroup() (leave func()) {
 	if outside == "" {
 		return func() {}
 	}
+	sweepGroups(outside)
 	inside, err := makeGroup(outside, os.Getuid())
 	if err != nil {
 		return func() {}
@@ -76,6 +77,31 @@ func enterGroup() (leave func()) {
 			os.Remove(inside)
 		}
 	}
+}
+
+// sweepGroups removes the groups of runs that were killed.
+func sweepGroups(outside string) {
+	groups, _ := filepath.Glob(filepath.Join(outside, groupPrefix+"*"))
+	for _, group := range groups {
+		pid, err := strconv.Atoi(group[strings.LastIndexByte(group, '-')+1:])
+		if err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
+			removeGroup(group)
+		}
+	}
+}
+
+// RemoveGroup removes the group of that name below the lane's own.
+func RemoveGroup(name string) { removeGroup(filepath.Join(Group(), name)) }
+
+// removeGroup removes a group and those below it, as far as no process is in them.
+func removeGroup(group string) {
+	entries, _ := os.ReadDir(group)
+	for _, entry := range entries {
+		if entry.IsDir() {
+			removeGroup(filepath.Join(group, entry.Name()))
+		}
+	}
+	os.Remove(group)
 }
 
 func moveTo(group string) error {
