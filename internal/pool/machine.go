@@ -353,7 +353,7 @@ func (m *machine) settle(now time.Time) {
 	if m.phase == shutting || m.down(now) {
 		cause, after := m.errClosed(), time.Second
 		if m.phase != shutting {
-			cause, after = m.errDown(now)
+			after, cause = m.errDown(now)
 		}
 		for m.queue.Len() > 0 {
 			t := m.queue.Front().Value.(*ticket)
@@ -443,16 +443,16 @@ func (m *machine) down(now time.Time) bool {
 
 // errDown is what callers are told, and when to ask again. What a worker wrote is
 // not for them.
-func (m *machine) errDown(now time.Time) (cause error, after time.Duration) {
+func (m *machine) errDown(now time.Time) (after time.Duration, cause error) {
 	if m.stuck >= m.maxStuck() {
-		return fmt.Errorf("%w: %w", call.ErrDown, m.errStuck()), stuckRetry
+		return stuckRetry, fmt.Errorf("%w: %w", call.ErrDown, m.errStuck())
 	}
 	after = m.retryAt.Sub(now)
 	var start *call.StartError
 	if errors.As(m.reason, &start) {
-		return fmt.Errorf("%w: cannot start a worker: %s", call.ErrDown, start.Why), after
+		return after, fmt.Errorf("%w: cannot start a worker: %s", call.ErrDown, start.Why)
 	}
-	return fmt.Errorf("%w: %v", call.ErrDown, m.reason), after
+	return after, fmt.Errorf("%w: %v", call.ErrDown, m.reason)
 }
 
 // standing says up, starting or down, and why it is not up.
@@ -478,7 +478,7 @@ func (m *machine) seatCall(t *ticket, now time.Time) {
 	case m.phase != open:
 		m.refuse(t, m.errClosed(), time.Second)
 	case m.down(now):
-		cause, after := m.errDown(now)
+		after, cause := m.errDown(now)
 		m.refuse(t, cause, after)
 	case m.seats >= m.limit+m.queueLength:
 		m.refuse(t, call.ErrQueueFull, time.Second)

@@ -183,7 +183,7 @@ func limitProcess(pid int, m Start) error {
 
 func limitOf(pid int, m Start) error {
 	// One that may not be limited here is privileged, and this would not bind it.
-	lower(pid, unix.RLIMIT_NPROC, m.Limits.Nproc) //nolint:errcheck
+	lower(pid, unix.RLIMIT_NPROC, m.Limits.Nproc)
 	return lower(pid, unix.RLIMIT_NOFILE, m.Nofile)
 }
 

@@ -48,7 +48,8 @@ func TestGuardWrites(t *testing.T) {
 	}{
 		{
 			"every controller",
-			[]string{"memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"}, all,
+			[]string{"memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max"},
+			all,
 			map[string]string{"memory.max": "536870912", "memory.swap.max": "0", "memory.oom.group": "1", "pids.max": "100", "cpu.max": "150000 100000"},
 			Limits{Nproc: 5},
 		},

@@ -132,7 +132,7 @@ func (m *meter) accurate(tree []usage) int64 {
 			// In a container it takes more than root to look into others. The thread
 			// is thrown away with the goroutine.
 			runtime.LockOSThread()
-			actAs(m.user) //nolint:errcheck // then they count in full
+			actAs(m.user) // then they count in full
 		}
 		total := int64(0)
 		for _, u := range tree {
