@@ -121,8 +121,11 @@ func (r *reaper) step() bool {
 // here, and when a process is reaped its children have risen. A list that could not
 // be read does not have the spare one either, and proves nothing.
 func (r *reaper) spared() bool {
+	if r.spare == 0 {
+		return false
+	}
 	children := r.list(r.self)(r.self)
-	return r.spare != 0 && len(children) == 1 && children[0] == r.spare
+	return len(children) == 1 && children[0] == r.spare
 }
 
 // strangers lists the own children that are not to live.
