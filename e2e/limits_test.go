@@ -27,7 +27,10 @@ def threads(input):
 
 @hangup.task
 def who(input):
-    return {"uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
+    open(hangup.scratch() + "/own", "w").close()
+    scratch = os.stat(hangup.scratch())
+    return {"scratch": [oct(scratch.st_mode), scratch.st_uid],
+            "uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(),
             "home": os.environ.get("HOME"), "user": os.environ.get("USER"), "logname": os.environ.get("LOGNAME"),
             "stderr": os.access("/dev/stderr", os.W_OK)}
 
@@ -123,7 +126,7 @@ func TestUserOfWorkload(t *testing.T) {
 		t.Errorf("isolation: %+v, want uid", standing)
 	}
 	reply, body := s.post("/execute/w/who", "1")
-	want := `{"uid": 65141, "gid": 65142, "groups": [], "home": "/", "user": "65141", "logname": "mine", "stderr": true}`
+	want := `{"scratch": ["0o40700", 65141], "uid": 65141, "gid": 65142, "groups": [], "home": "/", "user": "65141", "logname": "mine", "stderr": true}`
 	var got, wanted any
 	if json.Unmarshal([]byte(body), &got) != nil || json.Unmarshal([]byte(want), &wanted) != nil || fmt.Sprint(got) != fmt.Sprint(wanted) {
 		t.Errorf("%d %s\nwant %s", reply.StatusCode, body, want)
