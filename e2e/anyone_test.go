@@ -185,7 +185,7 @@ func TestKillAnyone(t *testing.T) {
 			s.eventually("a victim", func() bool { pid, doomed = s.victim(role, random); return pid != 0 })
 		}
 		began := time.Now()
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && role != "worker" { // it may have been quicker
+		if err := proctest.Kill(pid, syscall.SIGKILL); err != nil && role != "worker" { // it may have been quicker
 			t.Fatal(err)
 		}
 		if role == "supervisor" || role == "server" {

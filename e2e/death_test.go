@@ -87,7 +87,7 @@ func TestKill9Top(t *testing.T) {
 					pid = s.cmd.Process.Pid
 				}
 				began := time.Now()
-				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				if err := proctest.Kill(pid, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
 				if !proctest.Eventually(func() bool { return len(s.atWork()) == 0 }) {
@@ -135,7 +135,7 @@ func (s *server) killBusy(victim string) {
 	} else {
 		tree = tree[1:] // the shim takes the next worker
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := proctest.Kill(pid, syscall.SIGKILL); err != nil {
 		s.t.Fatal(err)
 	}
 	if got := <-killed; got.status != http.StatusBadGateway || got.slug != "worker-died" || got.Outcome != "crashed" || got.Signal != "SIGKILL" {
@@ -157,7 +157,7 @@ func (s *server) killIdle(victim string) {
 	if victim == "worker" {
 		tree, pid = tree[1:], one.Pid
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := proctest.Kill(pid, syscall.SIGKILL); err != nil {
 		s.t.Fatal(err)
 	}
 	for _, p := range tree {
@@ -263,7 +263,7 @@ func asPID1(t *testing.T, workloads string) (*server, proc.Process) {
 	top := proc.Look(s.cmd.Process.Pid)[1]
 	t.Cleanup(func() { // --kill-child does not outlast a change of user
 		if !s.ended && top.There() {
-			syscall.Kill(top.Pid, syscall.SIGKILL)
+			proctest.Kill(top.Pid, syscall.SIGKILL)
 		}
 	})
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", top.Pid))
@@ -305,7 +305,7 @@ func TestPID1(t *testing.T) {
 			shim = pid
 		}
 	}
-	syscall.Kill(shim, syscall.SIGKILL) // now they rise
+	proctest.Kill(shim, syscall.SIGKILL) // now they rise
 	if got := <-call; got.status != http.StatusBadGateway {
 		t.Errorf("the call got %+v", got)
 	}
@@ -317,7 +317,7 @@ func TestPID1(t *testing.T) {
 	}
 
 	began := time.Now()
-	if err := syscall.Kill(top.Pid, syscall.SIGTERM); err != nil {
+	if err := proctest.Kill(top.Pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	s.gone(proc.Look(s.cmd.Process.Pid), 0)

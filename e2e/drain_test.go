@@ -110,7 +110,7 @@ func TestSignalToAll(t *testing.T) {
 	s.running("sleep")
 	all := proc.Look(s.cmd.Process.Pid)
 	for _, pid := range []int{s.pid, s.cmd.Process.Pid, s.pid} {
-		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		if err := proctest.Kill(pid, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 		s.eventually("unready", func() bool { code, _ := s.get("/readyz"); return code != http.StatusOK })

@@ -192,7 +192,7 @@ func TestGroupsAreGone(t *testing.T) {
 			}
 			pid := map[string]int{"server": s.pid, "supervisor": s.cmd.Process.Pid, "shim": s.workloads()[0].Workers[0].ShimPid}[victim]
 			before, _ := filepath.Glob(bases()[0] + "/*.*[0-9]")
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			if err := proctest.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			if victim == "shim" {

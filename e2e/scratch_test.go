@@ -135,7 +135,7 @@ func TestScratchOfAKilledServer(t *testing.T) {
 	killed := sharing()
 	go killed.try("/execute/scratch/writes", "null")
 	killed.writing()
-	if err := syscall.Kill(killed.pid, syscall.SIGKILL); err != nil {
+	if err := proctest.Kill(killed.pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	killed.eventually("the end of its trees", func() bool { return len(killed.atWork()) == 0 })

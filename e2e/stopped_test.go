@@ -15,7 +15,7 @@ import (
 // stopProcess sends SIGSTOP and waits until it has come true.
 func stopProcess(s *server, pid int) {
 	s.t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+	if err := proctest.Kill(pid, syscall.SIGSTOP); err != nil {
 		return // it has ended
 	}
 	s.eventually("stopped", func() bool {
@@ -47,7 +47,7 @@ func TestShimStoppedInAKill(t *testing.T) {
 		if call.Outcome != "cancelled" || !call.Cancel.Empty || len(call.Cancel.Survivors) > 0 {
 			t.Errorf("%+v, %+v", call, *call.Cancel)
 		}
-		syscall.Kill(shim, syscall.SIGCONT) // where it had been quicker
+		proctest.Kill(shim, syscall.SIGCONT) // where it had been quicker
 		gone(t, tree[1:])
 	}
 }
@@ -67,12 +67,12 @@ func TestSupervisorStopped(t *testing.T) {
 			if orphaned {
 				for _, p := range all {
 					if p.Parent == s.pid && strings.HasPrefix(p.Command, "hangup-shim") {
-						syscall.Kill(p.Pid, syscall.SIGKILL)
+						proctest.Kill(p.Pid, syscall.SIGKILL)
 					}
 				}
 			}
 			began := time.Now()
-			if err := syscall.Kill(s.pid, syscall.SIGKILL); err != nil {
+			if err := proctest.Kill(s.pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			if !orphaned {
@@ -83,7 +83,7 @@ func TestSupervisorStopped(t *testing.T) {
 				t.Logf("without the supervisor all was dead after %v", time.Since(began).Round(time.Millisecond))
 			}
 			began = time.Now()
-			syscall.Kill(s.cmd.Process.Pid, syscall.SIGCONT)
+			proctest.Kill(s.cmd.Process.Pid, syscall.SIGCONT)
 			s.gone(all, 128+int(syscall.SIGKILL))
 			if left := s.atWork(); len(left) > 0 {
 				t.Errorf("left behind: %s", left)
@@ -108,7 +108,7 @@ func TestKillDuringStart(t *testing.T) {
 			return len(all) >= want && strings.HasPrefix(all[0].Command, "hangup-shim supervise")
 		})
 		began := time.Now()
-		if err := syscall.Kill(all[1].Pid, syscall.SIGKILL); err != nil {
+		if err := proctest.Kill(all[1].Pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		s.gone(all, 128+int(syscall.SIGKILL))
@@ -133,12 +133,12 @@ func TestShimKilledDuringStart(t *testing.T) {
 			}
 		}
 		for _, w := range s.workloads()[0].Workers {
-			syscall.Kill(w.Pid, syscall.SIGKILL) // it is replaced, so a start is under way
+			proctest.Kill(w.Pid, syscall.SIGKILL) // it is replaced, so a start is under way
 		}
 		time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond) // any instant will do
 		for _, p := range proc.Look(s.pid) {
 			if p.Parent == s.pid && random.IntN(2) == 0 {
-				syscall.Kill(p.Pid, syscall.SIGKILL)
+				proctest.Kill(p.Pid, syscall.SIGKILL)
 			}
 		}
 	}

@@ -87,7 +87,7 @@ func TestStrays(t *testing.T) {
 	running := s.later("/execute/py/sleep", "0.5")
 	s.running("sleep")
 	left := proc.Look(s.cmd.Process.Pid)
-	if err := syscall.Kill(top.Pid, syscall.SIGTERM); err != nil {
+	if err := proctest.Kill(top.Pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	if got := <-running; got.status != http.StatusOK {
@@ -102,7 +102,7 @@ func TestPID1EndsAsItsServer(t *testing.T) {
 	all := proc.Look(s.cmd.Process.Pid)
 	for _, p := range all {
 		if p.Parent == top.Pid {
-			syscall.Kill(p.Pid, syscall.SIGKILL) // the server: it has no other child
+			proctest.Kill(p.Pid, syscall.SIGKILL) // the server: it has no other child
 		}
 	}
 	s.gone(all, 128+int(syscall.SIGKILL))

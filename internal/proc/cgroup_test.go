@@ -227,10 +227,10 @@ func TestGroupsOfDead(t *testing.T) {
 	}
 	stop := append([]int{dead.cmd.Process.Pid}, proctest.Descendants(dead.cmd.Process.Pid)...)
 	for _, pid := range stop { // so that none sees another die
-		syscall.Kill(pid, syscall.SIGSTOP)
+		proctest.Kill(pid, syscall.SIGSTOP)
 	}
 	for _, pid := range stop {
-		syscall.Kill(pid, syscall.SIGKILL)
+		proctest.Kill(pid, syscall.SIGKILL)
 	}
 	dead.cmd.Wait()
 	if n := len(bases()); n != 2 {

@@ -126,7 +126,7 @@ func TestShimIsLost(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			s := serve(t, true, proc.DefaultPatience)
-			if err := syscall.Kill(s.shim, test.signal); err != nil {
+			if err := proctest.Kill(s.shim, test.signal); err != nil {
 				t.Fatal(err)
 			}
 			if test.kill {
@@ -170,7 +170,7 @@ func exitCode(err error) int {
 func TestShimIsLostWithoutSupervisor(t *testing.T) {
 	host := open(t)
 	tree := start(t, host, sh("exec "+sleep))
-	if err := syscall.Kill(tree.ShimPid(), syscall.SIGKILL); err != nil {
+	if err := proctest.Kill(tree.ShimPid(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	verdict := tree.Wait(t.Context())
@@ -180,7 +180,7 @@ func TestShimIsLostWithoutSupervisor(t *testing.T) {
 	if err := host.Close(); err == nil {
 		t.Error("Close has nothing to say of the tree it left behind")
 	}
-	syscall.Kill(tree.Pid(), syscall.SIGKILL)
+	proctest.Kill(tree.Pid(), syscall.SIGKILL)
 }
 
 // Whoever is killed with -9, no process of any tree is left after a second.
@@ -199,7 +199,7 @@ func TestKillNine(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := serve(t, test.supervised, proctest.Patience)
 			since := time.Now()
-			if err := syscall.Kill(test.victim(s), syscall.SIGKILL); err != nil {
+			if err := proctest.Kill(test.victim(s), syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			gone(t, since)
@@ -213,7 +213,7 @@ func TestKillNine(t *testing.T) {
 // A server that is stopped keeps its trees.
 func TestStoppedServerKeepsTrees(t *testing.T) {
 	s := serve(t, true, proctest.Patience)
-	if err := syscall.Kill(s.server, syscall.SIGSTOP); err != nil {
+	if err := proctest.Kill(s.server, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	if !proctest.Eventually(func() bool {
@@ -222,7 +222,7 @@ func TestStoppedServerKeepsTrees(t *testing.T) {
 	}) {
 		t.Fatal("the server does not stop")
 	}
-	syscall.Kill(s.server, syscall.SIGCONT)
+	proctest.Kill(s.server, syscall.SIGCONT)
 	if got := s.ask("other"); got != "10" {
 		t.Errorf("the tree has %s processes, want 10", got)
 	}
@@ -296,7 +296,7 @@ func TestVerdictNotEmpty(t *testing.T) {
 	if want := fmt.Sprintf("empty=false in 2s: [{Pid:%d State:S UID:0", pid); !strings.HasPrefix(verdict, want) {
 		t.Errorf("first %s\n want %s", verdict, want)
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	if err := proctest.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if verdict, want := s.line(), "empty=true in 2s: []"; verdict != want {

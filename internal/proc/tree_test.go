@@ -223,7 +223,7 @@ func TestStockIsFilled(t *testing.T) {
 	for _, p := range proc.Look(os.Getpid()) {
 		idle := p.Parent == os.Getpid() && len(proctest.Descendants(p.Pid)) == 0
 		if idle {
-			if err := syscall.Kill(p.Pid, syscall.SIGKILL); err != nil {
+			if err := proctest.Kill(p.Pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 		}
