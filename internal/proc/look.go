@@ -42,13 +42,22 @@ func Look(root int) []Process {
 // There tells whether p, and not another process with its number, is still
 // there, be it as a zombie.
 func (p Process) There() bool {
-	now, ok := look(p.Pid)
+	now, ok := glance(p.Pid)
 	return ok && now.Started == p.Started
 }
 
 func look(pid int) (Process, bool) {
-	dir := "/proc/" + strconv.Itoa(pid)
-	stat, err := os.ReadFile(dir + "/stat")
+	p, ok := glance(pid)
+	if line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline"); ok && err == nil && len(line) > 0 {
+		p.Command = string(bytes.TrimSpace(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+	}
+	return p, ok
+}
+
+// glance looks at what the kernel knows by itself. The command line is in the memory
+// of the process, and who reads there may have to wait for as long as that likes.
+func glance(pid int) (Process, bool) {
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return Process{}, false
 	}
@@ -71,9 +80,6 @@ func look(pid int) (Process, bool) {
 		Pid: pid, Parent: int(number(ppid)), Session: int(number(session)),
 		State: string(fields[state]), Started: number(started), Command: string(stat[open+1 : shut]),
 	}
-	if line, err := os.ReadFile(dir + "/cmdline"); err == nil && len(line) > 0 {
-		p.Command = string(bytes.TrimSpace(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
-	}
 	return p, true
 }
 
@@ -93,7 +99,11 @@ func SinceBoot() time.Duration {
 func (t *Tree) StartedSince(boot time.Duration) (int, error) {
 	since := int64(boot / tick)
 	n, seen := 0, false
-	for _, p := range Look(t.top()) {
+	for _, pid := range append([]int{t.top()}, reap.Descendants(t.top())...) {
+		p, ok := glance(pid)
+		if !ok {
+			continue
+		}
 		seen = seen || p.Pid == t.Pid()
 		if p.Pid != t.ShimPid() && p.Started >= since {
 			n++

@@ -106,6 +106,7 @@ func (h *Host) open() error {
 		if h.supervisor, err = newSupervisor(h.options.Supervisor); err != nil {
 			return err
 		}
+		h.readers.Go(h.supervisor.follow)
 	}
 	var err error
 	if h.binary, err = openHigh(h.options.Shim, unix.O_PATH); err != nil {
@@ -320,6 +321,9 @@ func (h *Host) Close() error {
 		s.close()
 	}
 	h.starts.Wait()
+	if h.supervisor != nil {
+		h.supervisor.process.Close()
+	}
 	h.readers.Wait()
 	for _, file := range []*os.File{h.binary, h.self, h.null} {
 		if file != nil {

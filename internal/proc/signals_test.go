@@ -30,14 +30,17 @@ func init() {
 // throwAway is the first of the users that a program which kills all it can runs as.
 const throwAway = 62000
 
-// nosy tries to signal, trace and read another process, and says how that went.
+// nosy tries to signal, trace, read and limit another process, and says how that went;
+// its own limits are its own.
 //
 //	args: pid
 func nosy(args []string) {
 	pid, err := strconv.Atoi(args[0])
 	must(err)
 	_, read := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-	fmt.Println(unix.Kill(pid, 0), unix.PtraceSeize(pid), read != nil)
+	limited := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{}, nil)
+	must(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}))
+	fmt.Println(unix.Kill(pid, 0), unix.PtraceSeize(pid), limited, read != nil)
 }
 
 // victims is a server with a tree that is to live, beside one that kills all it may.
@@ -113,7 +116,7 @@ func TestKillEverybody(t *testing.T) {
 	}
 }
 
-// TestSiblingsAreApart: a worker cannot signal, trace or read another of its user,
+// TestSiblingsAreApart: a worker cannot signal, trace, read or limit another of its user,
 // unless it may have new privileges.
 func TestSiblingsAreApart(t *testing.T) {
 	host := open(t)
@@ -129,7 +132,7 @@ func TestSiblingsAreApart(t *testing.T) {
 	argv, env := proctest.Command("nosy", strconv.Itoa(sibling.Pid()))
 	spec := proc.Spec{Argv: argv, Env: env, Files: []*os.File{nil, nil, os.Stderr}}
 	// The kernel lets root read what it may not trace.
-	if got, want := output(t, host, spec), fmt.Sprintln(unix.EPERM, unix.EPERM, os.Geteuid() != 0); got != want {
+	if got, want := output(t, host, spec), fmt.Sprintln(unix.EPERM, unix.EPERM, unix.EPERM, os.Geteuid() != 0); got != want {
 		t.Errorf("%swant %s", got, want)
 	}
 	spec.NewPrivileges = true

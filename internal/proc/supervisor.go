@@ -3,6 +3,7 @@
 package proc
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -24,8 +25,11 @@ const EndNow = reap.EndNow
 
 // A supervisor is the process above the server, as seen from here.
 type supervisor struct {
-	mu   sync.Mutex // held during a sweep: the answers carry no names
-	conn *reap.Conn
+	process *os.File // a pidfd
+
+	mu     sync.Mutex // held during a sweep
+	conn   *reap.Conn
+	sweeps int // so far
 }
 
 // SupervisorFromEnv returns the socket to the supervisor, or nil when this process
@@ -57,23 +61,64 @@ func newSupervisor(file *os.File) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot reach the supervisor: %w", err)
 	}
-	if err := greet(conn, "the supervisor"); err != nil {
+	parent, err := unix.PidfdOpen(os.Getppid(), unix.PIDFD_NONBLOCK)
+	if err != nil {
 		conn.Close()
+		return nil, fmt.Errorf("cannot open a pidfd of the supervisor: %w", err)
+	}
+	process := os.NewFile(uintptr(parent), "pidfd of the supervisor")
+	if err := greet(conn, "the supervisor"); err != nil { // so it lived when the pidfd was opened
+		conn.Close()
+		process.Close()
 		return nil, err
 	}
-	return &supervisor{conn: conn}, nil
+	return &supervisor{process: process, conn: conn}, nil
 }
 
-// sweep has the supervisor end everything that rose to it, and returns the answer.
+// follow ends this process when the supervisor has ended. The kernel would, by the
+// supervisor's wish, but it forgets that for a program with capabilities of its own.
+// It returns when the pidfd is closed.
+func (s *supervisor) follow() {
+	raw, err := s.process.SyscallConn()
+	if err != nil {
+		return
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, _ := unix.Poll(polled, 0)
+		return n > 0
+	})
+	if err == nil {
+		unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
+}
+
+// sweep has the supervisor end everything that rose to it, and returns the answer. One
+// to an earlier sweep, for which nobody waits any more, is passed over.
 func (s *supervisor) sweep() (reap.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.conn.Send(reap.Sweep{}); err != nil {
+	s.sweeps++
+	if err := s.conn.Send(reap.Sweep{Number: s.sweeps}); err != nil {
 		return nil, err
 	}
 	s.conn.SetReadDeadline(time.Now().Add(sweepTimeout))
-	m, _, err := s.conn.Receive()
-	return m, err
+	for {
+		m, _, err := s.conn.Receive()
+		if err != nil {
+			return nil, err
+		}
+		switch answer := m.(type) {
+		case reap.Empty:
+			if answer.Sweep == s.sweeps {
+				return m, nil
+			}
+		case reap.NotEmpty:
+			if answer.Sweep == s.sweeps {
+				return m, nil
+			}
+		}
+	}
 }
 
 // recover brings the tree of a lost shim to its end. It runs in the goroutine of
@@ -96,7 +141,8 @@ func (h *Host) recover(t *Tree) {
 	for {
 		reason := "its shim has ended, and there is no supervisor"
 		if h.supervisor != nil {
-			switch m, err := h.supervisor.sweep(); m := m.(type) {
+			m, err := h.supervisor.sweep()
+			switch m := m.(type) {
 			case reap.Empty:
 				t.finish(Verdict{Empty: true, Proof: ProofSupervisor, Reaped: reaped + m.Reaped})
 				return
@@ -108,6 +154,10 @@ func (h *Host) recover(t *Tree) {
 				}
 			default:
 				reason = fmt.Sprintf("its shim has ended, and the supervisor does not answer (%v)", err)
+				if errors.Is(err, os.ErrDeadlineExceeded) && !h.closing() { // it may have been stopped
+					t.report(Verdict{Reaped: reaped, Reason: reason})
+					continue
+				}
 			}
 		}
 		t.report(Verdict{Reaped: reaped, Reason: reason})

@@ -30,11 +30,19 @@ func TrySignalScope() error {
 		runtime.LockOSThread() // for good
 		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 		if err == nil {
-			err = keepSignalsIn()
+			err = isolate()
 		}
 		tried <- err
 	}()
 	return <-tried
+}
+
+// isolate keeps this thread, and all that it will start, from others of its user.
+func isolate() error {
+	if err := keepSignalsIn(); err != nil {
+		return err
+	}
+	return keepLimitsOwn()
 }
 
 // keepSignalsIn has this thread, and all that it will start, signal nobody else, nor

@@ -184,7 +184,11 @@ func limitProcess(pid int, m Start) error {
 func limitOf(pid int, m Start) error {
 	// One that may not be limited here is privileged, and this would not bind it.
 	lower(pid, unix.RLIMIT_NPROC, m.Limits.Nproc)
-	return lower(pid, unix.RLIMIT_NOFILE, m.Nofile)
+	err := lower(pid, unix.RLIMIT_NOFILE, m.Nofile)
+	if err == unix.EPERM && m.NewPrivileges {
+		return nil // it is somebody else already, as sudo is
+	}
+	return err
 }
 
 // lower sets a limit of pid, soft and hard, to most, or to its hard one if that is

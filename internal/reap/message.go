@@ -40,8 +40,9 @@ type (
 	// can end them by it, and remove it, when the server has died.
 	Base struct{ Path string }
 	// Sweep asks the supervisor for the end of all its children but the server.
-	// It answers with Empty or NotEmpty.
-	Sweep struct{}
+	// It answers with Empty or NotEmpty, which carry the same number: the answer to an
+	// older one may come late.
+	Sweep struct{ Number int }
 )
 
 // Reports, to the server.
@@ -74,10 +75,14 @@ type (
 	// NotEmpty is the verdict after VerdictAfter; the killing goes on.
 	NotEmpty struct {
 		Reaped    int
+		Sweep     int        // of a supervisor: the number of the sweep
 		Survivors []Survivor // at most 64 of them
 	}
 	// Empty is the proof: no process of the tree is left.
-	Empty struct{ Reaped int } // since the stop began, the main process included
+	Empty struct {
+		Reaped int // since the stop began, the main process included
+		Sweep  int // of a supervisor: the number of the sweep
+	}
 )
 
 // User is whom a worker runs as. Where Set is false that is who the shim is.
@@ -180,7 +185,7 @@ func (l Limits) append(b []byte) []byte {
 func (m Signal) append(b []byte) []byte { return appendInt(b, int(m.Signal)) }
 func (Kill) append(b []byte) []byte     { return b }
 func (m Base) append(b []byte) []byte   { return appendString(b, m.Path) }
-func (Sweep) append(b []byte) []byte    { return b }
+func (m Sweep) append(b []byte) []byte  { return appendInt(b, m.Number) }
 
 func (m Hello) append(b []byte) []byte {
 	return appendInt(appendString(appendInt(b, m.Version), m.Build), int(m.Group))
@@ -202,7 +207,7 @@ func (m Exited) append(b []byte) []byte {
 func (Sweeping) append(b []byte) []byte { return b }
 
 func (m NotEmpty) append(b []byte) []byte {
-	b = appendInt(b, m.Reaped)
+	b = appendInt(appendInt(b, m.Reaped), m.Sweep)
 	b = appendInt(b, len(m.Survivors))
 	for _, s := range m.Survivors {
 		b = appendInt(b, s.Pid)
@@ -213,7 +218,7 @@ func (m NotEmpty) append(b []byte) []byte {
 	return b
 }
 
-func (m Empty) append(b []byte) []byte { return appendInt(b, m.Reaped) }
+func (m Empty) append(b []byte) []byte { return appendInt(appendInt(b, m.Reaped), m.Sweep) }
 
 var errMessage = errors.New("malformed message")
 
@@ -240,7 +245,7 @@ func decode(frame []byte) (Message, error) {
 	case kindBase:
 		m = Base{d.str()}
 	case kindSweep:
-		m = Sweep{}
+		m = Sweep{d.int()}
 	case kindHello:
 		m = Hello{Version: d.int(), Build: d.str(), Group: syscall.Errno(d.int())}
 	case kindStarted:
@@ -255,13 +260,13 @@ func decode(frame []byte) (Message, error) {
 	case kindSweeping:
 		m = Sweeping{}
 	case kindNotEmpty:
-		v := NotEmpty{Reaped: d.int()}
+		v := NotEmpty{Reaped: d.int(), Sweep: d.int()}
 		for range d.count() {
 			v.Survivors = append(v.Survivors, Survivor{Pid: d.int(), State: byte(d.int()), UID: d.int(), Wait: d.str()})
 		}
 		m = v
 	case kindEmpty:
-		m = Empty{d.int()}
+		m = Empty{Reaped: d.int(), Sweep: d.int()}
 	default:
 		return nil, errMessage
 	}

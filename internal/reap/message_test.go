@@ -26,7 +26,7 @@ var messages = []Message{
 	},
 	Signal{unix.SIGTERM},
 	Kill{},
-	Sweep{},
+	Sweep{3},
 	Base{"/sys/fs/cgroup/hangup.1"},
 	Hello{Version: ProtocolVersion, Build: "v1.2.3", Group: unix.EACCES},
 	Started{4711},
@@ -34,9 +34,9 @@ var messages = []Message{
 	Exited{Status: 0x0700, CPU: 3 * time.Millisecond, MaxRSS: 1 << 40},
 	Exited{Status: 9, Limit: LimitMemory, OOM: true},
 	Sweeping{},
-	NotEmpty{Reaped: 5, Survivors: []Survivor{{7, 'D', 1000, "io_schedule"}, {8, 'Z', -1, ""}}},
+	NotEmpty{Reaped: 5, Sweep: 3, Survivors: []Survivor{{7, 'D', 1000, "io_schedule"}, {8, 'Z', -1, ""}}},
 	NotEmpty{},
-	Empty{12},
+	Empty{12, 3},
 }
 
 func TestMessagesComeBack(t *testing.T) {
@@ -179,10 +179,10 @@ func TestOfferDoesNotWait(t *testing.T) {
 			t.Fatalf("received %v (%v)", m, err)
 		}
 	}
-	if !a.Offer(Empty{1}) {
+	if !a.Offer(Empty{Reaped: 1}) {
 		t.Fatal("no room after all was read")
 	}
-	if m, _, err := b.Receive(); err != nil || m != (Empty{1}) {
+	if m, _, err := b.Receive(); err != nil || m != (Empty{Reaped: 1}) {
 		t.Errorf("received %v (%v)", m, err)
 	}
 }

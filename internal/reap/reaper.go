@@ -150,11 +150,13 @@ func (r *reaper) fresh() []int {
 	return pids
 }
 
-// kill kills own children, each with its process group.
+// kill kills own children, each with its process group. Beside a living server, what
+// has risen may be of a group with strangers who are no business of ours, such as the
+// shell that somebody has opened in this PID namespace: there, each goes alone.
 func (r *reaper) kill(pids []int) {
 	done := 0
 	for _, pid := range pids {
-		if group := r.group(pid); group != 0 && group != done {
+		if group := r.group(pid); r.spare == 0 && group != 0 && group != done {
 			unix.Kill(-group, unix.SIGKILL)
 			done = group
 		}

@@ -310,7 +310,7 @@ func (s *shim) advance() {
 	}
 	if s.reaper.step() {
 		s.stop = time.Time{}
-		s.tell(Empty{s.reaper.reaped})
+		s.tell(Empty{Reaped: s.reaper.reaped})
 		if s.groups != nil {
 			s.groups.next() // after the verdict: nobody waits for it. A start will say if it failed.
 		}
@@ -319,7 +319,7 @@ func (s *shim) advance() {
 	s.alive()
 	if time.Since(s.stop) >= time.Duration(s.reports+1)*VerdictAfter {
 		s.reports++
-		s.conn.Offer(NotEmpty{s.reaper.reaped, s.reaper.survivors()})
+		s.conn.Offer(NotEmpty{Reaped: s.reaper.reaped, Survivors: s.reaper.survivors()})
 	}
 }
 

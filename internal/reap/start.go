@@ -33,7 +33,7 @@ func start(m Start, files []int, cgroup *group) Message {
 			return failed(StagePrivileges, err)
 		}
 		if m.Scoped {
-			if err := keepSignalsIn(); err != nil {
+			if err := isolate(); err != nil {
 				return failed(StageScope, err)
 			}
 		}

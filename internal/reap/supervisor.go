@@ -27,6 +27,7 @@ type supervisor struct {
 	since   time.Time // when strangers were first seen; zero: there are none
 	ending  bool      // it was told to end: the next such signal means at once
 	asked   time.Time // when the server asked for a sweep; zero: it has its answer
+	sweep   int       // the number of what it asked for
 	accused bool      // the survivors of a dead server were named
 }
 
@@ -167,7 +168,7 @@ func (s *supervisor) obey(m Message) {
 	case Base:
 		s.base = m.Path
 	case Sweep:
-		s.asked = time.Now()
+		s.asked, s.sweep = time.Now(), m.Number
 		s.reaper.reaped, s.reaper.seen = 0, 0
 	}
 }
@@ -208,13 +209,13 @@ func (s *supervisor) advance() {
 		s.since = time.Time{}
 		if !s.asked.IsZero() {
 			s.asked = time.Time{}
-			s.conn.Send(Empty{s.reaper.reaped})
+			s.conn.Send(Empty{s.reaper.reaped, s.sweep})
 		}
 		return
 	}
 	if !s.asked.IsZero() && time.Since(s.asked) >= VerdictAfter {
 		s.asked = time.Time{}
-		s.conn.Send(NotEmpty{s.reaper.reaped, s.reaper.survivors()})
+		s.conn.Send(NotEmpty{s.reaper.reaped, s.sweep, s.reaper.survivors()})
 	}
 	if s.server == 0 && !s.accused && time.Since(s.since) >= VerdictAfter {
 		s.accused = true

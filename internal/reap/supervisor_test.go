@@ -161,7 +161,7 @@ func asker([]string) {
 	script, err := os.StartProcess("/bin/sh", []string{"sh", "-c", "for i in 1 2 3; do (setsid sleep 1000 &) ; done"}, &os.ProcAttr{Env: proctest.Env()})
 	check(err)
 	script.Wait()
-	check(conn.Send(Sweep{}))
+	check(conn.Send(Sweep{1}))
 	m, _, err = conn.Receive()
 	check(err)
 	empty := m.(Empty)
