@@ -83,7 +83,7 @@ func TestSupervisorForwardsSignals(t *testing.T) {
 	ending := false
 	for _, to := range []int{cmd.Process.Pid, -cmd.Process.Pid} {
 		for _, sig := range forwarded {
-			if err := proctest.Kill(to, sig.(syscall.Signal)); err != nil {
+			if err := syscall.Kill(to, sig.(syscall.Signal)); err != nil {
 				t.Fatal(err)
 			}
 			want := sig
