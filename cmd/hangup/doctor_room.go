@@ -22,10 +22,10 @@ func headRoom() finding {
 		}
 		f.Verdict, f.Detail = weaker, "no bound is known but the machine's own, and nothing bounds the processes of root"
 		f.Remedy = "limits.pids for each workload, or a user of its own; TasksMax in the systemd unit"
-	case os.Geteuid() == 0:
+	case room.Limit == 0 || room.Limit > room.Most:
 		f.Verdict = weaker
-		f.Detail = fmt.Sprintf("at most %d (%s): workers with a user of their own leave %d to the server, workers that are root may take all", room.Most, room.Bound, kept)
-		f.Remedy = "a user for each workload, or limits.pids"
+		f.Detail = fmt.Sprintf("at most %d (%s), of which workers may take all: the server may end for want of a thread", room.Most, room.Bound)
+		f.Remedy = "limits.pids for each workload"
 	case kept < proc.HeadRoom:
 		f.Verdict = weaker
 		f.Detail = fmt.Sprintf("at most %d (%s): %d of them are kept for the server, which may need %d", room.Most, room.Bound, kept, proc.HeadRoom)

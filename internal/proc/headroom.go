@@ -24,17 +24,20 @@ const HeadRoom = 64
 type Room struct {
 	Most  int    // of the server and all trees together; 0: no bound is known
 	Bound string // what bounds them
-	Limit int    // how far the processes of trees may go, by their RLIMIT_NPROC; 0: no limit of theirs
+	Limit int    // how far the processes of trees may go, by their RLIMIT_NPROC; 0: they may take all
 }
 
 // Processes tells what bounds this process in the number of processes, and what is
-// kept for the server. RLIMIT_NPROC counts those of a user wherever they are, and is
-// nothing to root: there, it keeps nothing free.
+// kept for the server. RLIMIT_NPROC counts those of a user wherever they are, in other
+// containers, too. So it keeps something free of its own kind alone: derived from the
+// bound of a cgroup it would have workers pay for what others do elsewhere. To root it
+// is nothing.
 func Processes() Room {
 	room := Room{Most: math.MaxInt}
 	var own unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NPROC, &own) == nil && os.Geteuid() != 0 && own.Cur < math.MaxInt32 {
 		room.Most, room.Bound = int(own.Cur), "RLIMIT_NPROC"
+		room.Limit = max(room.Most-HeadRoom, room.Most/2, 1)
 	}
 	cgroup, _ := os.ReadFile("/proc/self/cgroup")
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
@@ -50,7 +53,6 @@ func Processes() Room {
 	if room.Most == math.MaxInt {
 		return Room{}
 	}
-	room.Limit = max(room.Most-HeadRoom, room.Most/2, 1)
 	return room
 }
 

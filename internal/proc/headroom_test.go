@@ -76,7 +76,7 @@ func TestProcessesByCgroup(t *testing.T) {
 		}
 	}
 	got := room(t, filepath.Join(inner, "cgroup.procs"))
-	if want := (Room{100, "pids.max of " + dir, 50}); got != want {
+	if want := (Room{100, "pids.max of " + dir, Processes().Limit}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"regexp"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +23,10 @@ const prefix = "hangup-scratch-"
 // so perhaps one that another server has made a moment ago and not yet locked. Who
 // removes one holds its lock meanwhile. So who has made one, and locked it, only has to
 // look whether it is still there, and makes another if not.
+
+// named is the name of a base, as create makes it: what a person has named alike is no
+// base. (rand.Text has 26 of these letters and digits.)
+var named = regexp.MustCompile("^" + prefix + "[A-Z2-7]{26}$")
 
 // tries is how many bases are made, at most, for one to stay.
 const tries = 100
@@ -90,7 +94,7 @@ func (b *Base) Sweep() {
 func (b *Base) sweep() {
 	in := int(b.parent.Fd())
 	err := each(in, func(name string) error {
-		if strings.HasPrefix(name, prefix) && name != b.now().name {
+		if named.MatchString(name) && name != b.now().name {
 			b.sweepOne(in, name)
 		}
 		return b.ctx.Err()
