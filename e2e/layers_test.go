@@ -170,9 +170,9 @@ func TestContainmentMinimum(t *testing.T) {
 		s.exit <- err
 	}
 	s.gone(nil, 2)
-	want := regexp.MustCompile(`cannot hold process trees as containment.minimum demands: it is cgroup, and subreaper is what there is
-  why: .* read-only.*
-  what to do: mount cgroup v2 writable.*; or accept that by containment: {minimum: subreaper} in the config`)
+	want := regexp.MustCompile(`cannot hold process trees as containment.minimum demands: it is cgroup, and subreaper is what there is.*
+.*  why: .* read-only.*
+.*  what to do: mount cgroup v2 writable.*; or accept that by containment: {minimum: subreaper} in the config`)
 	if !strings.Contains(s.logText(), "containment.minimum") || os.Geteuid() == 0 && !want.MatchString(s.logText()) {
 		t.Errorf("it says:\n%s", s.logText())
 	}
