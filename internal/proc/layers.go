@@ -58,16 +58,19 @@ func (h *Host) controllersLayer() event.Layer {
 		}
 		layer.Detail, layer.Remedy = missing.Reason, missing.Remedy
 	}
-	var instead []string
+	var looked, instead []string
 	for _, name := range []string{"memory", "pids"} {
 		if !slices.Contains(given, name) {
-			instead = append(instead, "limits."+name+" by a look ten times a second")
+			looked = append(looked, name)
 		}
 	}
-	if !slices.Contains(given, "cpu") {
-		instead = append(instead, "limits.cpus by affinity")
+	if looked != nil {
+		instead = append(instead, strings.Join(looked, " and ")+" of a tree are looked at ten times a second instead")
 	}
-	layer.Detail += ": instead, " + strings.Join(instead, ", ")
+	if !slices.Contains(given, "cpu") {
+		instead = append(instead, "cpus are kept by affinity")
+	}
+	layer.Detail += ": " + strings.Join(instead, ", ")
 	return layer
 }
 
