@@ -235,7 +235,11 @@ func TestClientDoctorHost(t *testing.T) {
 	if groups() {
 		level, cgroup = "cgroup", "ok       cgroup"
 	}
-	for _, want := range []string{"ok       containment        " + level + ": a tree of 3 processes", "ok       no_new_privs", "ok       shim", cgroup} {
+	isolation := "signals"
+	if os.Geteuid() == 0 || strings.Contains(c.stdout.String(), "weaker   signals") {
+		isolation = "none"
+	}
+	for _, want := range []string{"ok       containment        " + level + ", isolation " + isolation + ": a tree of 3 processes", "ok       no_new_privs", "ok       shim", cgroup} {
 		if !strings.Contains(c.stdout.String(), want) {
 			t.Errorf("%q is not in\n%s", want, &c.stdout)
 		}
@@ -246,6 +250,16 @@ func TestClientDoctorHost(t *testing.T) {
 		c.end(0)
 	} else {
 		c.end(1)
+	}
+	s.write("user.yaml", "workloads:\n  py: {command: [python3, worker.py], user: \"65141:65141\"}\n")
+	c = s.cli("doctor", "--config", s.dir+"/user.yaml").start()
+	code, want := 1, "missing  user               workloads.py.user: only root can run workers as 65141"
+	if os.Geteuid() == 0 {
+		code, want = 0, ", isolation uid: a tree of 3"
+	}
+	c.end(code)
+	if said := c.stdout.String(); !strings.Contains(said, want) || code == 0 && strings.Contains(said, "weaker   user") {
+		t.Errorf("%q is not in\n%s", want, said)
 	}
 	s.write("bad.yaml", "listen: 5\n")
 	c = s.cli("doctor", "--config", s.dir+"/bad.yaml").start()

@@ -105,7 +105,7 @@ func TestUserOfWorkload(t *testing.T) {
 	if os.Geteuid() != 0 {
 		s.cmd.Stdout, s.cmd.Stderr = nil, nil
 		out, err := s.cmd.CombinedOutput()
-		if want := "workloads.w.user: only root can run workers as 65141"; err == nil || !strings.Contains(string(out), want) {
+		if want := "workloads.w.user: only root can run workers as 65141"; s.cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), want) {
 			t.Errorf("serve ends with %v:\n%s\nwant %q", err, out, want)
 		}
 		return

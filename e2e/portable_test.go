@@ -85,7 +85,23 @@ func TestPortableMinimum(t *testing.T) {
 	s.write("hangup.yaml", "listen: [127.0.0.1:0]\nworkloads:\n"+python)
 	s.cmd.Args = append(s.cmd.Args[:1], "serve", "--config", config)
 	out, err := s.cmd.CombinedOutput()
-	if err == nil || s.cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "containment: {minimum: process-group}") {
+	if err == nil || s.cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "containment: {minimum: process-group}") {
 		t.Errorf("%v: %s", err, out)
+	}
+	c := s.cli("doctor", "--config", config).start()
+	c.end(1)
+	if said := c.stdout.String(); !strings.Contains(said, "missing  containment        process-group, isolation none: ") || !strings.Contains(said, "serve would not start") {
+		t.Errorf("doctor says\n%s", said)
+	}
+}
+
+// TestPortableLimits: what needs Linux is refused, and not tried for ever.
+func TestPortableLimits(t *testing.T) {
+	for key, value := range map[string]string{"user": `"65141:65141"`, "limits": "{memory: 100MiB}"} {
+		s := prepare(t, "  py: {command: [python3, worker.py], "+key+": "+value+"}\n")
+		out, err := s.cmd.CombinedOutput()
+		if err == nil || s.cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "workloads.py."+key+": ") || !strings.Contains(string(out), "Linux: leave") {
+			t.Errorf("%v: %s", err, out)
+		}
 	}
 }

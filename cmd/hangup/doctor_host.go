@@ -19,8 +19,9 @@ import (
 // examineHost looks at this host.
 func examineHost(ctx context.Context, c config.Config) []finding {
 	list := []finding{kernel(), pidfds()}
-	list = append(list, trees(ctx, c.Containment)...)
-	return append(list, procfs(), descriptors(c.Limits.Connections), headRoom(), first(), spoolDir(c.Spool.Dir), scratchDir(ctx, c.Spool.Dir))
+	list = append(list, trees(ctx, c)...)
+	list = append(list, users(c.Workloads)...)
+	return append(list, procfs(), descriptors(c.Limits.Connections), headRoom(c.Workloads), first(), spoolDir(c.Spool.Dir), scratchDir(ctx, c.Spool.Dir))
 }
 
 func kernel() finding {
@@ -48,13 +49,13 @@ func pidfds() finding {
 const treeSize = 3
 
 // trees starts a tree as the server would, ends it, and looks at what it was.
-func trees(ctx context.Context, wanted config.Containment) []finding {
+func trees(ctx context.Context, c config.Config) []finding {
 	const together = "install hangup and hangup-shim of one build in one directory; make build does"
 	path, err := proc.FindShim()
 	if err != nil {
 		return []finding{{"shim", missing, err.Error(), together}}
 	}
-	host, err := proc.Open(proc.Options{Shim: path, Cgroup: wanted.Cgroup})
+	host, err := proc.Open(proc.Options{Shim: path, Cgroup: c.Containment.Cgroup})
 	if err != nil {
 		return []finding{{"shim", missing, err.Error(), together}}
 	}
@@ -77,7 +78,8 @@ func trees(ctx context.Context, wanted config.Containment) []finding {
 	list = append(list, privileges(tree.Pid()))
 	tree.Kill()
 	v, held := tree.Wait(ctx), host.Containment()
-	list = append(list, ended(v, held, wanted.Minimum, grown))
+	held.Isolation = isolation(held, c.Workloads)
+	list = append(list, ended(v, held, c.Containment.Minimum, grown))
 	return append(list, layers(held)...)
 }
 
@@ -91,18 +93,18 @@ func ended(v proc.Verdict, held event.Containment, minimum string, grown bool) f
 		}
 	case !held.Meets(minimum):
 		return finding{
-			"containment", missing, fmt.Sprintf("%s, and the config demands %s: serve would not start", held.Level, minimum),
+			"containment", missing, fmt.Sprintf("%s, isolation %s, and the config demands %s: serve would not start", held.Level, held.Isolation, minimum),
 			"see below, or write a lower containment.minimum",
 		}
 	case !grown:
 		return finding{
-			"containment", weaker, fmt.Sprintf("%s: a tree was ended in %s (%s), and its processes could not be seen", held.Level, ms(v.Took), v.Proof),
+			"containment", weaker, fmt.Sprintf("%s, isolation %s: a tree was ended in %s (%s), and its processes could not be seen", held.Level, held.Isolation, ms(v.Took), v.Proof),
 			"mount /proc without hidepid",
 		}
 	}
 	return finding{
 		Check: "containment", Verdict: sound,
-		Detail: fmt.Sprintf("%s: a tree of %d processes in %d sessions was ended and reaped in %s (%s)", held.Level, v.Reaped, treeSize, ms(v.Took), v.Proof),
+		Detail: fmt.Sprintf("%s, isolation %s: a tree of %d processes in %d sessions was ended and reaped in %s (%s)", held.Level, held.Isolation, v.Reaped, treeSize, ms(v.Took), v.Proof),
 	}
 }
 

@@ -7,13 +7,58 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"example.com/hangup/internal/config"
+	"example.com/hangup/internal/daemon"
 	"example.com/hangup/internal/event"
 	"example.com/hangup/internal/scratch"
 )
+
+// isolation is that of the weakest of these workloads; where none is known, that of a
+// worker who is the user of doctor.
+func isolation(held event.Containment, workloads []config.Workload) string {
+	var list []string
+	for _, w := range workloads {
+		list = append(list, daemon.Isolation(held, w))
+	}
+	if len(list) == 0 {
+		return held.Isolation
+	}
+	return event.Weakest(list...)
+}
+
+// users says of the workloads whether serve would run them, and as whom. Where none is
+// known, it is about one without a user of its own.
+func users(workloads []config.Workload) (list []finding) {
+	for _, w := range workloads {
+		if err := daemon.Allowed(w); err != nil {
+			list = append(list, finding{"user", missing, err.Error(), ""})
+		}
+	}
+	switch {
+	case len(list) > 0:
+	case os.Geteuid() != 0:
+		list = append(list, finding{Check: "user", Verdict: sound, Detail: fmt.Sprintf("uid %d", os.Geteuid())})
+	case asRoot(workloads):
+		list = append(list, finding{
+			"user", weaker, "root: so are workers without a user of their own, and nothing keeps them from the rest of the machine",
+			"give each workload a user, or run hangup as an ordinary user",
+		})
+	default:
+		list = append(list, finding{Check: "user", Verdict: sound, Detail: "root, and each workload has a user"})
+	}
+	return list
+}
+
+// asRoot says whether workers would be root.
+func asRoot(workloads []config.Workload) bool {
+	without := func(w config.Workload) bool { return w.User == nil }
+	return os.Geteuid() == 0 && (len(workloads) == 0 || slices.ContainsFunc(workloads, without))
+}
 
 // startApart starts a program in a session of its own, and does not wait for it.
 func startApart(argv ...string) error {

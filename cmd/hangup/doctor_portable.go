@@ -17,7 +17,8 @@ import (
 // examineHost looks at this host.
 func examineHost(ctx context.Context, c config.Config) []finding {
 	list := []finding{system()}
-	list = append(list, group(ctx)...)
+	list = append(list, group(ctx, c)...)
+	list = append(list, users(c.Workloads)...)
 	return append(list, descriptors(c.Limits.Connections), spoolDir(c.Spool.Dir), scratchDir(ctx, c.Spool.Dir))
 }
 
@@ -34,7 +35,7 @@ func system() finding {
 }
 
 // group starts a process group as the server would, ends it, and says what holds it.
-func group(ctx context.Context) []finding {
+func group(ctx context.Context, c config.Config) []finding {
 	failed := func(err error) []finding { return []finding{{"containment", missing, err.Error(), ""}} }
 	host, err := proc.Open(proc.Options{})
 	if err != nil {
@@ -57,10 +58,13 @@ func group(ctx context.Context) []finding {
 		return failed(fmt.Errorf("a process group was not ended: %s", v.Reason))
 	}
 	held := host.Containment()
-	list := []finding{{
-		"containment", weaker, fmt.Sprintf("%s, isolation %s: a process group was ended in %s (%s)", held.Level, held.Isolation, ms(v.Took), v.Proof),
-		"write containment: {minimum: process-group} into the config if that will do",
-	}}
+	f := finding{"containment", weaker, fmt.Sprintf("%s, isolation %s: a process group was ended in %s (%s)", held.Level, isolation(held, c.Workloads), ms(v.Took), v.Proof), ""}
+	if minimum := c.Containment.Minimum; !held.Meets(minimum) {
+		f.Verdict = missing
+		f.Detail += fmt.Sprintf("; containment.minimum is %s: serve would not start", minimum)
+		f.Remedy = "write containment: {minimum: " + held.Level + "} into the config if that will do"
+	}
+	list := []finding{f}
 	for _, layer := range held.Layers {
 		if !layer.On {
 			list = append(list, finding{layer.Name, weaker, layer.Detail, layer.Remedy})

@@ -4,20 +4,20 @@ package main
 
 import (
 	"fmt"
-	"os"
 
+	"example.com/hangup/internal/config"
 	"example.com/hangup/internal/proc"
 )
 
 // headRoom looks at how many processes there can be, and what is kept of them for the
 // server.
-func headRoom() finding {
+func headRoom(workloads []config.Workload) finding {
 	room := proc.Processes()
 	f := finding{Check: "processes", Verdict: sound}
 	switch kept := room.Most - room.Limit; {
 	case room.Most == 0:
 		f.Detail = "no bound is known but the machine's own: nothing has to be kept for the server"
-		if os.Geteuid() != 0 {
+		if !asRoot(workloads) {
 			break
 		}
 		f.Verdict, f.Detail = weaker, "no bound is known but the machine's own, and nothing bounds the processes of root"

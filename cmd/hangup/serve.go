@@ -58,10 +58,15 @@ func serve(cmd *cobra.Command, file string) error {
 	if err != nil {
 		return configFaults(cmd, forLog(err))
 	}
-	return daemon.Run(cmd.Context(), daemon.Options{
+	err = daemon.Run(cmd.Context(), daemon.Options{
 		Config: c, Shim: shim, Supervisor: supervisor,
 		Signals: signals, Reloads: reloads, Stderr: cmd.ErrOrStderr(), Version: version(),
 	})
+	var unfit *daemon.Unfit
+	if errors.As(err, &unfit) {
+		return &exitError{exitUsage, err}
+	}
+	return err
 }
 
 // forLog is what is wrong with a config without its lines: they may hold what is not

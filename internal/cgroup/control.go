@@ -39,14 +39,17 @@ func (b *Base) control(pids []int) {
 		}
 		b.enabled = append(b.enabled, name)
 	}
+	var lacks []string
 	for _, name := range Wanted {
 		if slices.Contains(words(b.path, "cgroup.controllers"), name) && write(b.path, "cgroup.subtree_control", "+"+name) == nil {
 			b.controllers = append(b.controllers, name)
+		} else {
+			lacks = append(lacks, name)
 		}
 	}
-	if len(b.controllers) < len(Wanted) && b.without == nil {
+	if len(lacks) > 0 && b.without == nil {
 		b.without = &Missing{
-			"the cgroup " + b.own + " does not have it",
+			"the cgroup " + b.own + " does not have " + strings.Join(lacks, ", "),
 			"Delegate=yes in the systemd unit; on a host that still uses cgroup v1, move it to v2 (boot with systemd.unified_cgroup_hierarchy=1)",
 		}
 	}

@@ -218,6 +218,14 @@ func readSize(d *decoder, path string, n ast.Node) (int64, bool) {
 	return v << shift, true
 }
 
+// Size is a number of bytes as one would write it in a config.
+func Size(bytes int64) string {
+	if text, ok := writeSize(bytes).(string); ok {
+		return text
+	}
+	return fmt.Sprintf("%d bytes", bytes)
+}
+
 // writeSize is v in the largest unit that divides it.
 func writeSize(v int64) any {
 	for _, unit := range []string{"TiB", "GiB", "MiB", "KiB"} {

@@ -77,6 +77,7 @@ type server struct {
 
 	draining atomic.Bool
 	booted   atomic.Bool // every pool has been up or has failed once
+	survived atomic.Bool // something of a tree has
 }
 
 // Run serves until ctx ends or a signal comes, drains, and returns when nothing
@@ -94,8 +95,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if s.scratch, err = scratch.Open(o.Config.Spool.Dir, s.tell); err != nil {
 		return err
 	}
-	ended := true // every tree has
-	defer func() { s.scratch.Close(ended) }()
+	defer func() { s.scratch.Close(!s.survived.Load()) }()
 	if s.watch, err = connwatch.New(); err != nil {
 		return err
 	}
@@ -103,9 +103,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if s.host, err = proc.Open(proc.Options{Shim: o.Shim, Supervisor: o.Supervisor, Cgroup: o.Config.Containment.Cgroup}); err != nil {
 		return err
 	}
-	defer func() { ended = s.host.Close() == nil }()
+	defer s.endTrees()
 	s.held = s.host.Containment()
-	if err := enough(s.held, o.Config.Containment.Minimum); err != nil {
+	if err := Enough(s.held, o.Config.Containment.Minimum); err != nil {
 		return err
 	}
 
@@ -257,7 +257,7 @@ func (s *server) drain() {
 				}
 				s.log.Warn("killing everything", "reason", "told to end again")
 				close(now)
-				s.host.Close()
+				s.endTrees()
 				return
 			}
 		}
@@ -292,6 +292,14 @@ func (s *server) drain() {
 	s.log.Info("ended")
 }
 
+// endTrees kills whatever is there, and says what does not die of it.
+func (s *server) endTrees() {
+	if err := s.host.Close(); err != nil {
+		s.survived.Store(true)
+		s.log.Error("left behind", "error", err)
+	}
+}
+
 func (s *server) logStart() {
 	c := s.o.Config
 	s.logWarnings(c)
@@ -301,13 +309,9 @@ func (s *server) logStart() {
 	if s.doors.Inherited() {
 		s.log.Info("the sockets were handed over by the service manager: listen in the config is not used")
 	}
-	s.logLayers()
+	s.logLayers(c)
 	s.logIsolation(c)
-	for _, w := range c.Workloads {
-		if how := s.enforced(w); len(how) > 0 {
-			s.log.Info("limits of a workload", "workload", w.Name, "enforced", how)
-		}
-	}
+	s.logLimits(c)
 }
 
 // logWarnings tells what in a config works and is probably not meant.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"reflect"
 	"slices"
 	"sync"
@@ -80,9 +79,8 @@ func (ps *pools) find(workload string) *member {
 // plan at a time.
 func (ps *pools) prepare(workloads []config.Workload) (*plan, error) {
 	for _, w := range workloads {
-		if w.User != nil && os.Geteuid() != 0 {
-			return nil, fmt.Errorf("workloads.%s.user: only root can run workers as %s, and this is uid %d: run hangup as root, or leave user out",
-				w.Name, w.User.Name, os.Geteuid())
+		if err := Allowed(w); err != nil {
+			return nil, err
 		}
 	}
 	p := &plan{changes: changes{[]string{}, []string{}, []string{}}}

@@ -124,6 +124,7 @@ func (s *server) commit(p prepared) {
 	s.serveAs(p.next) // last: whoever it lets in finds the pools
 	s.logWarnings(p.next)
 	s.logIsolation(p.next)
+	s.logLimits(p.next)
 	if now.Spool.Dir != p.next.Spool.Dir {
 		s.log.Warn("scratch directories stay where they are until a restart", "scratch", s.scratch.Path())
 	}

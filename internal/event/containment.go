@@ -42,6 +42,9 @@ type Containment struct {
 	Layers    []Layer
 }
 
+// Controllers is the name of the layer that only the limits of a tree rest on.
+const Controllers = "controllers"
+
 // Layer is one of the means by which trees are held, on or missing.
 type Layer struct {
 	Name   string

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"example.com/hangup/internal/cgroup"
 	"example.com/hangup/internal/event"
@@ -25,22 +26,15 @@ func (h *Host) layers() event.Containment {
 	if h.base != nil {
 		c.Level = event.Cgroup
 	}
-	user := event.Layer{Name: "user", On: true, Detail: fmt.Sprintf("uid %d", os.Geteuid())}
 	signals := h.signalLayer()
-	switch {
-	case os.Geteuid() == 0:
-		user.On, user.Detail = false, "root: so are workers without a user of their own, and nothing keeps them from the rest of the machine"
-		user.Remedy = "give each workload a user, or run hangup as an ordinary user"
-	case signals.On:
+	if signals.On && os.Geteuid() != 0 {
 		c.Isolation = event.Signals
 	}
 	c.Layers = append(c.Layers, supervisor,
 		event.Layer{Name: "subreaper", On: true, Detail: "no process leaves the tree below its shim"},
-		h.cgroupLayer())
-	c.Layers = append(c.Layers, h.controllerLayers()...)
-	c.Layers = append(c.Layers,
+		h.cgroupLayer(), h.controllersLayer(),
 		event.Layer{Name: "no_new_privs", On: true, Detail: "sudo, su and the like give a worker nothing, unless it has new_privileges"},
-		signals, user,
+		signals,
 		event.Layer{Name: "private", On: true, Detail: "no worker of an ordinary user can read or trace supervisor, server and shims; none leaves a core"})
 	return c
 }
@@ -52,26 +46,32 @@ func (h *Host) cgroupLayer() event.Layer {
 	return event.Layer{Name: "cgroup", On: true, Detail: "a tree is killed in one step, below " + h.base.Path()}
 }
 
-// controllerLayers has a layer for what the cgroups of the trees can be limited in.
-func (h *Host) controllerLayers() (layers []event.Layer) {
+// controllersLayer is for what the cgroups of the trees can be limited in.
+func (h *Host) controllersLayer() event.Layer {
+	layer := event.Layer{Name: event.Controllers, Detail: "there is no cgroup to limit", Remedy: "see cgroup"}
 	var given []string
-	var missing *cgroup.Missing
 	if h.base != nil {
-		given, missing = h.base.Controllers()
-	}
-	for _, name := range cgroup.Wanted {
-		layer := event.Layer{Name: name + " controller", Detail: "kept by the kernel for the whole tree"}
-		switch {
-		case slices.Contains(given, name):
-			layer.On = true
-		case h.base == nil:
-			layer.Detail, layer.Remedy = "there is no cgroup to limit", "see cgroup"
-		default:
-			layer.Detail, layer.Remedy = missing.Reason, missing.Remedy
+		var missing *cgroup.Missing
+		if given, missing = h.base.Controllers(); missing == nil {
+			layer.On, layer.Detail, layer.Remedy = true, "limits.memory, pids and cpus are kept by the kernel for the whole tree", ""
+			return layer
 		}
-		layers = append(layers, layer)
+		layer.Detail, layer.Remedy = missing.Reason, missing.Remedy
 	}
-	return layers
+	var looked, instead []string
+	for _, name := range []string{"memory", "pids"} {
+		if !slices.Contains(given, name) {
+			looked = append(looked, name)
+		}
+	}
+	if looked != nil {
+		instead = append(instead, strings.Join(looked, " and ")+" of a tree are looked at ten times a second instead")
+	}
+	if !slices.Contains(given, "cpu") {
+		instead = append(instead, "cpus are kept by affinity")
+	}
+	layer.Detail += ": " + strings.Join(instead, ", ")
+	return layer
 }
 
 func (h *Host) signalLayer() event.Layer {

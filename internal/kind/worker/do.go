@@ -229,7 +229,7 @@ func (w *Worker) beginReply(c *call.Call, frame wire.Frame) (body []byte, size i
 }
 
 func (w *Worker) overLimit() error {
-	return fmt.Errorf("%w: limits.output: the result is larger than %d bytes", call.ErrLimit, w.o.Workload.Limits.Output)
+	return fmt.Errorf("%w: limits.output: the result is larger than %s", call.ErrLimit, config.Size(w.o.Workload.Limits.Output))
 }
 
 // failure is what the work says of its own failing. Its detail, such as a
@@ -291,7 +291,7 @@ func (w *Worker) died() error {
 func overTree(limit string, l config.WorkLimits) error {
 	switch limit {
 	case "memory":
-		return fmt.Errorf("%w: limits.memory: the worker's process tree took more than %d bytes of memory", call.ErrLimit, l.Memory)
+		return fmt.Errorf("%w: limits.memory: the worker's process tree took more than %s of memory", call.ErrLimit, config.Size(l.Memory))
 	case "pids":
 		return fmt.Errorf("%w: limits.pids: the worker's process tree had, or wanted, more than %d processes and threads", call.ErrLimit, l.Pids)
 	default:

@@ -83,18 +83,27 @@ func Start(ctx context.Context, o Options, exited func()) (*Worker, error) {
 	w.talk.Lock()
 	w.idle = err == nil
 	w.talk.Unlock()
+	if err == nil { // else it is what the start failed with
+		go w.tellLimit()
+	}
 	return w, err
 }
 
-// watch ends with the worker's tree.
-func (w *Worker) watch(exited func()) {
+// tellLimit says for which limit the worker was ended, also where no call was running
+// that would. It ends with the main process.
+func (w *Worker) tellLimit() {
 	<-w.tree.Exited()
-	if limit := w.tree.Status().Limit; limit != "" { // also where no call was running that would say so
+	if limit := w.tree.Status().Limit; limit != "" {
 		w.o.Emit(event.Trouble{
 			What: "a worker of " + w.o.Workload.Name + " was ended", Err: overTree(limit, w.o.Workload.Limits),
 			Remedy: "raise the limit, or find out what takes so much", At: time.Now(),
 		})
 	}
+}
+
+// watch ends with the worker's tree.
+func (w *Worker) watch(exited func()) {
+	<-w.tree.Exited()
 	exited()
 	<-w.tree.Done()
 	// Nobody of the tree holds the pipe now. Whoever else was given it does not
