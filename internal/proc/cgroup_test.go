@@ -296,7 +296,7 @@ func TestGroupsMissing(t *testing.T) {
 		{"read-only", "mount -o bind,remount,ro " + mount, "subreaper: " + proctest.Group() + " is mounted read-only: "},
 		{"not mounted", "umount -l " + mount, "subreaper: cgroup v2 is not mounted: "},
 		{"hidden", "mount -t tmpfs none " + mount, "subreaper: the own cgroup "},
-		{"forbidden", "", "subreaper: uid 65124 may not make a cgroup in " + proctest.Group() + ": "},
+		{"forbidden", "", fmt.Sprint("subreaper: uid ", proctest.Groupless, " may not make a cgroup in ", proctest.Group(), ": ")},
 		{"a mount of another namespace", "", "subreaper: the own cgroup / is not in what is mounted at "},
 		{"a namespace of its own", "umount -l " + mount + " && mount -t cgroup2 none " + mount, "cgroup: a tree is killed in one step, below " + mount + "/hangup."},
 	} {
@@ -304,7 +304,7 @@ func TestGroupsMissing(t *testing.T) {
 			prefix := []string{"unshare", "-m", "sh", "-c", test.before + ` && exec "$0" "$@"`}
 			switch test.name {
 			case "forbidden":
-				prefix = []string{"setpriv", "--reuid=65124", "--regid=65124", "--clear-groups"}
+				prefix = []string{"setpriv", fmt.Sprint("--reuid=", proctest.Groupless), fmt.Sprint("--regid=", proctest.Groupless), "--clear-groups"}
 			case "a mount of another namespace":
 				prefix = []string{"unshare", "-C"}
 			case "a namespace of its own":
