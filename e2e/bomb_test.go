@@ -52,8 +52,13 @@ func TestForkBomb(t *testing.T) {
 	setpriv := proctest.Need(t, "setpriv", "util-linux")
 	s := prepare(t, "  bomb: {command: [python3, -S, bomb.py], workers: 1, spares: 1, stop: {grace: 0s}}\n  py: {command: [python3, -S, worker.py], workers: 1, spares: 0}\n")
 	s.write("bomb.py", bomb)
-	if err := os.Chmod(filepath.Dir(s.dir), 0o755); err != nil { // the user is to read it
-		t.Fatal(err)
+	for _, err := range []error{
+		os.Chmod(filepath.Dir(s.dir), 0o755), // the user is to read it
+		os.Chown(filepath.Join(s.dir, "tmp"), proctest.Bomber, proctest.Bomber),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.cmd.Args = append([]string{setpriv, "--reuid=" + bomber, "--regid=" + bomber, "--clear-groups", "--"}, s.cmd.Args...)
 	s.cmd.Path = setpriv

@@ -16,23 +16,15 @@ const (
 	UID         = "uid"     // it is a user of its own
 )
 
-// Weakest returns the weakest of some isolations; where there are none, NoIsolation.
-func Weakest(isolations ...string) string {
+// WeakestOf returns the isolation of the weakest of some pools; where there are none,
+// NoIsolation.
+func WeakestOf(pools []Pool) string {
 	for _, one := range []string{NoIsolation, Signals, UID} {
-		if slices.Contains(isolations, one) {
+		if slices.ContainsFunc(pools, func(p Pool) bool { return p.Isolation == one }) {
 			return one
 		}
 	}
 	return NoIsolation
-}
-
-// WeakestOf returns the isolation of the weakest of some pools.
-func WeakestOf(pools []Pool) string {
-	var list []string
-	for _, p := range pools {
-		list = append(list, p.Isolation)
-	}
-	return Weakest(list...)
 }
 
 // Containment is how the trees of this server are held, and why not better.

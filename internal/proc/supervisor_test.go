@@ -125,7 +125,7 @@ func TestShimIsLost(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			s := serve(t, true, proc.DefaultPatience)
+			s := serve(t, true, 0) // the default
 			if err := proctest.Kill(s.shim, test.signal); err != nil {
 				t.Fatal(err)
 			}
