@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -251,10 +252,10 @@ func asPID1(t *testing.T, workloads string) (*server, proc.Process) {
 	if err := os.Chmod(filepath.Dir(s.dir), 0o755); err != nil { // the user is to read the config
 		t.Fatal(err)
 	}
-	serve := s.cmd.Args
+	serve, contained := s.cmd.Args, strconv.Itoa(proctest.Contained)
 	s.cmd = exec.Command(unshare, append([]string{
 		"--pid", "--fork", "--kill-child", "--mount-proc",
-		setpriv, "--reuid=64998", "--regid=64998", "--clear-groups", "--",
+		setpriv, "--reuid=" + contained, "--regid=" + contained, "--clear-groups", "--",
 	}, serve...)...)
 	s.cmd.Env = proctest.Env()
 	s.run()
@@ -267,7 +268,7 @@ func asPID1(t *testing.T, workloads string) (*server, proc.Process) {
 		}
 	})
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", top.Pid))
-	if err != nil || !strings.Contains(string(status), fmt.Sprintf("NSpid:\t%d\t1\n", top.Pid)) || !strings.Contains(string(status), "Uid:\t64998\t") {
+	if err != nil || !strings.Contains(string(status), fmt.Sprintf("NSpid:\t%d\t1\n", top.Pid)) || !strings.Contains(string(status), "Uid:\t"+contained+"\t") {
 		t.Fatalf("%v, it is not PID 1 of an ordinary user: %s", err, status)
 	}
 	return s, top

@@ -6,8 +6,11 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+
+	"example.com/hangup/internal/proctest"
 )
 
 // greedy takes more than it may have, or says who it is.
@@ -99,13 +102,14 @@ func TestLimitsOfTrees(t *testing.T) {
 
 // Workers with a user are that user, whom they have in their environment.
 func TestUserOfWorkload(t *testing.T) {
-	const workload = "  w: {command: [python3, greedy.py], workers: 1, spares: 0, user: \"65141:65142\", env: {LOGNAME: mine}}\n"
+	user := strconv.Itoa(proctest.Greedy)
+	workload := "  w: {command: [python3, greedy.py], workers: 1, spares: 0, user: \"" + user + ":65142\", env: {LOGNAME: mine}}\n"
 	s := prepare(t, workload)
 	s.write("greedy.py", greedy)
 	if os.Geteuid() != 0 {
 		s.cmd.Stdout, s.cmd.Stderr = nil, nil
 		out, err := s.cmd.CombinedOutput()
-		if want := "workloads.w.user: only root can run workers as 65141"; s.cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), want) {
+		if want := "workloads.w.user: only root can run workers as " + user; s.cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), want) {
 			t.Errorf("serve ends with %v:\n%s\nwant %q", err, out, want)
 		}
 		return
@@ -126,7 +130,7 @@ func TestUserOfWorkload(t *testing.T) {
 		t.Errorf("isolation: %+v, want uid", standing)
 	}
 	reply, body := s.post("/execute/w/who", "1")
-	want := `{"scratch": ["0o40700", 65141], "uid": 65141, "gid": 65142, "groups": [], "home": "/", "user": "65141", "logname": "mine", "stderr": true}`
+	want := `{"scratch": ["0o40700", ` + user + `], "uid": ` + user + `, "gid": 65142, "groups": [], "home": "/", "user": "` + user + `", "logname": "mine", "stderr": true}`
 	var got, wanted any
 	if json.Unmarshal([]byte(body), &got) != nil || json.Unmarshal([]byte(want), &wanted) != nil || fmt.Sprint(got) != fmt.Sprint(wanted) {
 		t.Errorf("%d %s\nwant %s", reply.StatusCode, body, want)

@@ -49,10 +49,6 @@ func Environ(w config.Workload, extra ...string) []string {
 	return append(env, extra...)
 }
 
-// ScratchEnv is the variable by which a program that does one call, and ends with it, is
-// told the call's scratch directory. A worker that lives on is told in each call's header.
-const ScratchEnv = "HANGUP_SCRATCH"
-
 // Spec is how the program of a workload is started, but for its environment and its
 // descriptors.
 func Spec(w config.Workload) proc.Spec {

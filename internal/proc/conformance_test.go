@@ -191,7 +191,7 @@ func setUserID(t *testing.T, spec *proc.Spec) {
 	program := filepath.Join(dir, "misbehave")
 	for _, err := range []error{
 		os.Chmod(dir, 0o755), duplicate(program, spec.Argv[0]),
-		os.Chown(program, begrudgerUID, begrudgerUID), os.Chmod(program, 0o755|os.ModeSetuid),
+		os.Chown(program, proctest.Begrudger, proctest.Begrudger), os.Chmod(program, 0o755|os.ModeSetuid),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -23,9 +23,15 @@ func open(t testing.TB) *proc.Host {
 // openWith does, with cgroups where they are to be had, or never.
 func openWith(t testing.TB, cgroup string) *proc.Host {
 	t.Helper()
+	return openStock(t, cgroup, proc.DefaultStock)
+}
+
+// openStock does, with so many idle shims at rest.
+func openStock(t testing.TB, cgroup string, stock int) *proc.Host {
+	t.Helper()
 	shim := proctest.Shim(t)
 	proctest.Check(t)
-	host, err := proc.Open(proc.Options{Shim: shim, Cgroup: cgroup, Patience: proctest.Patience})
+	host, err := proc.Open(proc.Options{Shim: shim, Cgroup: cgroup, Stock: stock, Patience: proctest.Patience})
 	if err != nil {
 		t.Fatal(err)
 	}

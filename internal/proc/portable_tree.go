@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -124,7 +125,10 @@ func (t *Tree) wait() {
 		if status := state.Sys().(syscall.WaitStatus); status.Signaled() {
 			t.status.Signal = status.Signal()
 		}
-		t.status.MaxRSS = int64(state.SysUsage().(*syscall.Rusage).Maxrss) * rssUnit
+		t.status.MaxRSS = int64(state.SysUsage().(*syscall.Rusage).Maxrss)
+		if runtime.GOOS != "darwin" { // which counts bytes, the others KiB
+			t.status.MaxRSS <<= 10
+		}
 	}
 	close(t.exited)
 }

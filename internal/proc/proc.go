@@ -36,7 +36,7 @@ import (
 // Defaults of [Options].
 const (
 	DefaultStock    = 2
-	DefaultPatience = 250 * time.Millisecond
+	defaultPatience = 250 * time.Millisecond
 )
 
 // restockAfter is how long after a start the stock is looked after. A shim whose
@@ -84,7 +84,7 @@ func Open(o Options) (*Host, error) {
 		o.Stock = DefaultStock
 	}
 	if o.Patience == 0 {
-		o.Patience = DefaultPatience
+		o.Patience = defaultPatience
 	}
 	h := &Host{options: o, processes: Processes().Limit, shims: make(map[*shim]struct{}), taken: make(chan struct{}, 1), ending: make(chan struct{})}
 	if err := h.open(); err != nil {

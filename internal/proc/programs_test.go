@@ -22,7 +22,7 @@ func init() {
 	proctest.Program("server", server)
 	proctest.Program("neglect", neglect)
 	switch os.Geteuid() {
-	case 0, begrudgerUID:
+	case 0, proctest.Begrudger: // root starts it
 		proctest.Program("begrudger", begrudger)
 		proctest.Program("begrudger-limited", begrudgerLimited)
 	default:
@@ -106,9 +106,6 @@ func server(args []string) {
 	}
 	select {}
 }
-
-// begrudgerUID is the user of the begrudger, which root starts.
-const begrudgerUID = 65123
 
 // begrudger is a server whose worker becomes root by a setuid program, so that its
 // shim may not kill it.

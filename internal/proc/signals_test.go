@@ -22,13 +22,10 @@ import (
 
 func init() {
 	proctest.Program("nosy", nosy)
-	if os.Geteuid() == 0 || os.Geteuid() >= throwAway && os.Geteuid() < throwAway+1000 {
+	if os.Geteuid() == 0 || os.Geteuid()/1000 == proctest.ThrowAway/1000 {
 		proctest.Program("victims", victims)
 	}
 }
-
-// throwAway is the first of the users that a program which kills all it can runs as.
-const throwAway = 62000
 
 // nosy tries to signal, trace, read and limit another process, and says how that went;
 // its own limits are its own.
@@ -98,7 +95,7 @@ func TestKillEverybody(t *testing.T) {
 	}
 	cmd := exec.Command(self, argv[1:]...)
 	cmd.Env, cmd.Stderr = env, os.Stderr
-	uid := uint32(throwAway + os.Getpid()%1000)
+	uid := uint32(proctest.ThrowAway + os.Getpid()%1000)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

@@ -125,7 +125,7 @@ func TestShimIsLost(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			s := serve(t, true, proc.DefaultPatience)
+			s := serve(t, true, 0) // the default
 			if err := proctest.Kill(s.shim, test.signal); err != nil {
 				t.Fatal(err)
 			}
@@ -259,7 +259,7 @@ func begrudge(t *testing.T, name, program string, args ...string) *served {
 	}
 	cmd := exec.Command(self, argv[1:]...)
 	cmd.Env, cmd.Stderr = env, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: begrudgerUID, Gid: begrudgerUID}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: proctest.Begrudger, Gid: proctest.Begrudger}}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

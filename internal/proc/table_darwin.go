@@ -6,9 +6,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rssUnit is the unit of Rusage.Maxrss.
-const rssUnit = 1
-
 // table lists every process of the machine.
 func table() []Process {
 	all, err := unix.SysctlKinfoProcSlice("kern.proc.all")

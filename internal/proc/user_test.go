@@ -18,8 +18,8 @@ import (
 
 // Two users that nobody else has.
 var (
-	alice = &proc.User{Name: "alice", UID: 65131, GID: 65132, Groups: []int{65133, 65134}}
-	bob   = &proc.User{Name: "bob", UID: 65135, GID: 65135}
+	alice = &proc.User{Name: "alice", UID: proctest.Alice, GID: 65132, Groups: []int{65133, 65134}}
+	bob   = &proc.User{Name: "bob", UID: proctest.Bob, GID: proctest.Bob}
 )
 
 // as is a script run as a user, who is in a directory that all may enter.

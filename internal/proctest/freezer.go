@@ -1,7 +1,6 @@
 package proctest
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -20,23 +19,9 @@ type Freezer struct {
 // NewFreezer makes a freezer. It is thawed and removed with the test at the latest.
 func NewFreezer(t testing.TB) *Freezer {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("only root may freeze")
-	}
-	mounts, _ := os.ReadFile("/proc/self/mountinfo")
-	for line := range bytes.Lines(mounts) {
-		place, kind, _ := bytes.Cut(line, []byte(" - "))
-		if fields := bytes.Fields(place); bytes.HasPrefix(kind, []byte("cgroup ")) && bytes.HasSuffix(bytes.TrimSpace(kind), []byte("freezer")) {
-			f := &Freezer{t, filepath.Join(string(fields[4]), groupPrefix+strconv.Itoa(os.Getpid()))}
-			if err := os.Mkdir(f.dir, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(f.remove)
-			return f
-		}
-	}
-	Lack(t, "cannot find a freezer: mount -t cgroup -o freezer none /sys/fs/cgroup/freezer")
-	return nil
+	f := &Freezer{t, OldGroup(t, "freezer")}
+	t.Cleanup(f.Thaw)
+	return f
 }
 
 // Freeze takes one more process in and returns when it is frozen.
@@ -59,13 +44,5 @@ func (f *Freezer) write(file, value string) {
 	f.t.Helper()
 	if err := os.WriteFile(filepath.Join(f.dir, file), []byte(value), 0); err != nil {
 		f.t.Fatal(err)
-	}
-}
-
-func (f *Freezer) remove() {
-	f.Thaw()
-	var err error
-	if !Eventually(func() bool { err = os.Remove(f.dir); return err == nil }) {
-		f.t.Errorf("cannot remove the freezer: %v", err)
 	}
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 )
 
 // Group returns the cgroup (version 2) that this process is in, or "" where none is
@@ -50,6 +52,33 @@ func leftGroups() []string {
 		}
 	}
 	return left
+}
+
+// OldGroup makes a cgroup of version 1 that has the controller, and removes it with the
+// test. Such are of hybrid hosts alone, and there only root's.
+func OldGroup(t testing.TB, controller string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root may make a cgroup of version 1")
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		place, kind, _ := strings.Cut(strings.TrimSpace(line), " - ")
+		options := strings.FieldsFunc(kind, func(r rune) bool { return r == ' ' || r == ',' })
+		if fields := strings.Fields(place); options[0] != "cgroup" || !slices.Contains(options, controller) || len(fields) < 5 {
+			continue
+		} else if dir := filepath.Join(fields[4], groupPrefix+strconv.Itoa(os.Getpid())); os.Mkdir(dir, 0o755) == nil {
+			t.Cleanup(func() {
+				var err error
+				if !Eventually(func() bool { err = os.Remove(dir); return err == nil }) {
+					t.Error(err)
+				}
+			})
+			return dir
+		}
+	}
+	Host(t, "no cgroup of version 1 with %s can be made: mount -t cgroup -o %s none /sys/fs/cgroup/%[1]s", controller, controller)
+	return ""
 }
 
 const groupPrefix = "proctest-"

@@ -36,3 +36,11 @@ func Lack(t testing.TB, format string, args ...any) {
 	}
 	t.Skipf(format, args...)
 }
+
+// Host ends a test of what only some machines have, and no package brings: hierarchies of
+// cgroups of version 1, a second processor. A machine without is none that lacks anything, so the test is
+// skipped there whatever HANGUP_TEST_NO_SKIP says, and says so.
+func Host(t testing.TB, format string, args ...any) {
+	t.Helper()
+	t.Skipf("not on this host: "+format, args...)
+}

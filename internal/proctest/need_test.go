@@ -36,6 +36,10 @@ func TestNeed(t *testing.T) {
 		if missing.end != want {
 			t.Errorf("%s=%q: told to %q, want %q", noSkipEnv, noSkip, missing.end, want)
 		}
+		without := &told{TB: t}
+		if Host(without, "no such thing"); without.end != "skip" {
+			t.Errorf("%s=%q: where the host has no such thing told to %q, want skip", noSkipEnv, noSkip, without.end)
+		}
 		if path := Need(t, "there", "some-package"); path != there {
 			t.Errorf("found %q, want %q", path, there)
 		}

@@ -173,7 +173,7 @@ func value(name string) string {
 // runAsUser runs this test binary again as an ordinary user, with a copy of it
 // and a temporary directory that this user can reach.
 func runAsUser(dir string) int {
-	uid := 64000 + os.Getpid()%1000 // so that packages tested side by side have limits of their own
+	uid := firstLane + os.Getpid()%1000 // so that packages tested side by side have limits of their own
 	home, err := os.MkdirTemp(dir, "uid-")
 	if err == nil {
 		err = os.Chown(home, uid, uid)

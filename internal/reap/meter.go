@@ -14,7 +14,7 @@ import (
 // then while it runs. That is approximate: what happens between two looks is not
 // seen, and a tree has as long to go over its limit.
 const (
-	MeterEvery = 100 * time.Millisecond // between two looks
+	meterEvery = 100 * time.Millisecond // between two looks
 	meterShare = 10                     // a look takes at most this part of the time: a large tree is looked at less often
 )
 
@@ -29,7 +29,7 @@ type meter struct {
 
 // run ends when the tree is over a limit, which it tells, or when stop is closed.
 func (m *meter) run(over chan<- string, stop <-chan struct{}) {
-	timer := time.NewTimer(MeterEvery)
+	timer := time.NewTimer(meterEvery)
 	defer timer.Stop()
 	for {
 		select {
@@ -42,7 +42,7 @@ func (m *meter) run(over chan<- string, stop <-chan struct{}) {
 			over <- limit
 			return
 		}
-		timer.Reset(max(MeterEvery, (meterShare-1)*time.Since(begun)))
+		timer.Reset(max(meterEvery, (meterShare-1)*time.Since(begun)))
 	}
 }
 

@@ -111,10 +111,7 @@ func TestSupervisorAsPID1(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root may make a PID namespace here")
 	}
-	unshare, err := exec.LookPath("unshare")
-	if err != nil {
-		t.Skip("no unshare program")
-	}
+	unshare := proctest.Need(t, "unshare", "util-linux")
 	const server = `i=0; while [ $i -lt 500 ]; do i=$((i+1)); (sleep 1000 &) ; (setsid sleep 1000 &) ; done
 	[ $PPID = 1 ] || exit 1
 	i=0; while [ $i -lt 600 ]; do i=$((i+1))

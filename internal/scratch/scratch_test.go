@@ -396,7 +396,7 @@ func TestOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root gives directories away")
 	}
-	const uid = 63999
+	const uid = proctest.Stranger
 	b := open(t)
 	h := b.Holder(&Owner{uid, uid + 1})
 	path := b.begin(h, "call")

@@ -74,7 +74,7 @@ func TestSweep(t *testing.T) {
 	stay := []string{alive + "/call/file", dir + "/" + prefix + "link", dir + "/" + prefix + "file", dir + "/other"}
 	if os.Geteuid() == 0 {
 		theirs := dir + "/" + prefix + "theirs"
-		must(t, os.Mkdir(theirs, 0), os.Chown(theirs, 63998, 63998))
+		must(t, os.Mkdir(theirs, 0), os.Chown(theirs, proctest.Neighbour, proctest.Neighbour))
 		stay = append(stay, theirs)
 	}
 	for range 2 {

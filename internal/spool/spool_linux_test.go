@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"example.com/hangup/internal/proctest"
 )
 
 func TestFullFileSystem(t *testing.T) {
@@ -15,7 +17,7 @@ func TestFullFileSystem(t *testing.T) {
 	}
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128k"); err != nil {
-		t.Skip("cannot mount a tmpfs: ", err)
+		proctest.Lack(t, "cannot mount a tmpfs: %v", err)
 	}
 	s, err := Open(dir, 1<<30)
 	// The spool holds the directory open: unmounted now, it goes with it.

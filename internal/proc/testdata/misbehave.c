@@ -324,7 +324,6 @@ static void stop_shim(void) { strike(SIGSTOP); }
 static void regroup(void) {
 	setpgid(0, getpgid(shim));
 	pid_t leader = spawn(linger);
-	check(leader > 1, "fork");
 	setpgid(leader, leader);
 	setpgid(spawn(rest), leader);
 	kill(leader, SIGKILL); // the group stays, without its leader

@@ -40,6 +40,11 @@ func main() {
 		short, err := start(host, "exit 3", nil)
 		must(err)
 		empty(short)
+		bound, err := startSpec(host, proc.Spec{ // it ends by itself, but not before its limits were looked after
+			Argv: []string{"sh", "-c", "sleep 0.2"}, Limits: proc.Limits{Memory: 1 << 40, Pids: 1000, CPUs: 1}, User: user(),
+		})
+		must(err)
+		empty(bound)
 		bufio.NewReader(r).ReadString('\n') // it is up, or has ended
 		if loses {
 			for syscall.Kill(long.ShimPid(), syscall.SIGKILL) != nil {
@@ -65,11 +70,22 @@ func main() {
 	fmt.Println("end")
 }
 
+// user is somebody else, whom only root can have work for it.
+func user() *proc.User {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return &proc.User{Name: "nobody", UID: 65534, GID: 65534, Groups: []int{65534}}
+}
+
 func start(host *proc.Host, script string, out *os.File) (tree *proc.Tree, err error) {
+	return startSpec(host, proc.Spec{Argv: []string{"sh", "-c", script}, Files: []*os.File{nil, out, os.Stderr}})
+}
+
+func startSpec(host *proc.Host, spec proc.Spec) (tree *proc.Tree, err error) {
+	spec.Env, spec.Dir, spec.MaxFiles = os.Environ(), "/", 100
 	for range 2 {
-		tree, err = host.Start(context.Background(), proc.Spec{
-			Argv: []string{"sh", "-c", script}, Env: os.Environ(), Dir: "/", Files: []*os.File{nil, out, os.Stderr}, MaxFiles: 100,
-		})
+		tree, err = host.Start(context.Background(), spec)
 		if err == nil {
 			return tree, nil
 		}
