@@ -259,7 +259,7 @@ func (w *Worker) lost(err error) error {
 		return fmt.Errorf("%w: %v", call.ErrBadWorker, err)
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) { // else its time is over
-		exit := time.NewTimer(exitWait)
+		exit := time.NewTimer(deathWait)
 		defer exit.Stop()
 		select {
 		case <-w.tree.Exited():

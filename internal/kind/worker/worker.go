@@ -27,10 +27,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// exitWait is how long a worker that closed its end of the protocol has to exit
-// before it counts as one that runs on without it, and how long its pipe is read
-// after its whole tree is gone.
+// exitWait is how long a worker that takes no more of a call has to say why, and how
+// long its pipe is read after its whole tree is gone.
 const exitWait = 100 * time.Millisecond
+
+// deathWait is how long a worker that closed its end of the protocol has to exit before
+// it counts as one that runs on without it. Its end is told by its shim, which has to
+// get a turn on a busy machine.
+const deathWait = time.Second
 
 // cancelAgain is after which time a cancel is said again. An interpreter may miss
 // the signal that tells of it, just before a system call that waits: CPython does
