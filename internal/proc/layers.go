@@ -76,7 +76,7 @@ func (h *Host) controllersLayer() event.Layer {
 
 func (h *Host) signalLayer() event.Layer {
 	if h.noScope == nil {
-		return event.Layer{Name: "signals", On: true, Detail: "Landlock: a worker can signal and trace nobody outside its tree, unless new_privileges is on"}
+		return event.Layer{Name: "signals", On: true, Detail: "Landlock: a worker can signal and trace nobody outside its tree, and by seccomp limit nobody else, unless new_privileges is on"}
 	}
 	l := event.Layer{Name: "signals", Remedy: "Linux 6.12 or later with landlock among its security modules (lsm=), and no sandbox that forbids it"}
 	switch abi, err := reap.LandlockABI(); {
