@@ -18,7 +18,7 @@ func TestFrozenWorkers(t *testing.T) {
 	t.Cleanup(freezer.Thaw) // before the oracle looks
 	hang := func() (pid int) {
 		conn := s.dial()
-		if _, err := conn.Write([]byte(request("/execute/py/sleep", "Content-Length: 4\r\n", "1000"))); err != nil {
+		if _, err := conn.Write([]byte(request("/execute/py/sleep", "Content-Type: application/json\r\nContent-Length: 4\r\n", "1000"))); err != nil {
 			t.Fatal(err)
 		}
 		call := s.newest("running", func(c callRecord) bool { return c.State == "running" })
