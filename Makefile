@@ -32,7 +32,7 @@ test: need-go need-git need-python need-race need-strace ## vet, the rooms, the 
 	$(GO) vet ./...
 	$(GO) test .
 	cd python && $(PYTHON) -m unittest test_hangup
-	$(GO) test -race -timeout 60m ./...
+	$(GO) test -race -p 1 -timeout 60m ./... # one after the other: some take all of the machine
 
 stress: need-go need-python need-race need-strace ## the tests that start processes, STRESS_COUNT=20 times; then once with all kills and faults
 	@for n in $$(seq $(STRESS_COUNT)); do \
