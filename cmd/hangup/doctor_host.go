@@ -76,8 +76,8 @@ func trees(ctx context.Context, c config.Config) []finding {
 	}
 	grown := eventually(func() bool { // leaders of sessions: Go starts a passing process or two by itself
 		leaders := 0
-		for _, p := range proc.Look(tree.ShimPid())[1:] {
-			if p.Session == p.Pid {
+		for _, p := range proc.Look(tree.ShimPid()) {
+			if p.Session == p.Pid && p.Pid != tree.ShimPid() {
 				leaders++
 			}
 		}
