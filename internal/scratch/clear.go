@@ -33,6 +33,8 @@ const (
 	// refills is how many times a directory is emptied in a row. One more than the first
 	// is owed to file systems that pass over entries while others are removed.
 	refills = 3
+	// swaps is how many times in a row an entry may be found to be another than it was.
+	swaps = 100
 	// remembered is how many directories that were moved up have their turn right away.
 	// The next look at the top finds the others.
 	remembered = 1000
@@ -193,15 +195,21 @@ func (c *clearing) note(err error) error {
 // unlink removes an entry that is a file, an empty directory, or anything else but a
 // directory that is not empty.
 func unlink(dir int, name string) error {
-	return uninterrupted(func() error {
-		err := unix.Unlinkat(dir, name, 0)
-		if err == unix.EISDIR || err == unix.EPERM { // by Linux; by POSIX
-			if rmdir := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); rmdir != unix.ENOTDIR {
-				return rmdir
-			}
+	for range swaps {
+		err := uninterrupted(func() error { return unix.Unlinkat(dir, name, 0) })
+		if err != unix.EISDIR && err != unix.EPERM { // a directory, by Linux; by POSIX
+			return err
 		}
-		return err
-	})
+		rmdir := uninterrupted(func() error { return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR) })
+		if rmdir != unix.ENOTDIR {
+			return rmdir
+		}
+		if err == unix.EPERM {
+			return err
+		}
+		// It was a directory, and is none now: somebody swaps it.
+	}
+	return errRefilled
 }
 
 func notEmpty(err error) bool { return err == unix.ENOTEMPTY || err == unix.EEXIST }
