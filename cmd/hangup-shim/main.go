@@ -8,13 +8,14 @@ package main
 import (
 	"os"
 	"runtime"
+	"strings"
 
 	"example.com/hangup/internal/reap"
 )
 
 const usage = `usage:
   hangup-shim supervise -- PATH [ARG…]   start the server PATH, end everything with it
-  hangup-shim shim [BASE]                hold a worker's processes (started by the server)
+  hangup-shim shim|scoped-shim [BASE]    hold a worker's processes (started by the server)
   hangup-shim version
 `
 
@@ -28,10 +29,8 @@ func run(args []string) int {
 	switch {
 	case len(args) >= 3 && args[0] == "supervise" && args[1] == "--":
 		return reap.Supervise(args[2:])
-	case len(args) == 1 && args[0] == "shim" && reap.StartedByServer():
-		return reap.Shim("")
-	case len(args) == 2 && args[0] == "shim" && reap.StartedByServer():
-		return reap.Shim(args[1])
+	case (len(args) == 1 || len(args) == 2) && (args[0] == "shim" || args[0] == "scoped-shim") && reap.StartedByServer():
+		return reap.Shim(strings.Join(args[1:], ""), args[0] == "scoped-shim")
 	case len(args) == 1 && args[0] == "pause": // what the server tries a shim with
 		return reap.Pause()
 	case len(args) == 1 && args[0] == "version":

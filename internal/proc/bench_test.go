@@ -12,11 +12,11 @@ import (
 )
 
 // BenchmarkStart measures a start and the end of /bin/true, under a shim that is
-// there already, in a cgroup and without.
+// there already, in each containment.
 func BenchmarkStart(b *testing.B) {
-	for _, cgroup := range []string{proc.CgroupAuto, proc.CgroupNever} {
-		b.Run("cgroup="+cgroup, func(b *testing.B) {
-			host := openWith(b, cgroup)
+	for _, c := range containments {
+		b.Run(c.name, func(b *testing.B) {
+			host := openWith(b, c)
 			spec := sh("")
 			spec.Argv = []string{"/bin/true"}
 			measure(b, func() time.Duration {

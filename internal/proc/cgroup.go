@@ -52,7 +52,7 @@ func (h *Host) probe() error {
 			return fmt.Errorf("cannot tell the supervisor: %w", err)
 		}
 	}
-	s, err := h.launch()
+	s, err := h.launch(h.scoped())
 	if err != nil {
 		return err
 	}
@@ -89,8 +89,11 @@ func (h *Host) probe() error {
 }
 
 // shimArgs are the arguments of a shim.
-func (h *Host) shimArgs() []string {
+func (h *Host) shimArgs(scoped bool) []string {
 	args := []string{"hangup-shim", "shim"}
+	if scoped {
+		args[1] = "scoped-shim"
+	}
 	if h.base != nil {
 		args = append(args, h.base.Path())
 	}

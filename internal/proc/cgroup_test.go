@@ -149,7 +149,7 @@ func TestGroupMisused(t *testing.T) {
 		{"not changed", func(*testing.T, *proc.Tree, string) {}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			host := openStock(t, proc.CgroupAuto, 1)
+			host := openStock(t, best, 1)
 			for range 20 { // the shim is kept only where the stock is not full again
 				tree := start(t, host, sh("setsid "+sleep+" & exec "+sleep))
 				grown(t, tree, 2)
@@ -200,7 +200,7 @@ func TestGroupTakenAway(t *testing.T) {
 
 // TestGroupNever: without cgroups, by order, nothing is made and a tree dies as well.
 func TestGroupNever(t *testing.T) {
-	host := openWith(t, proc.CgroupNever)
+	host := openWith(t, containments[1])
 	if held := host.Containment(); held.Level != event.Subreaper {
 		t.Errorf("the level is %s", held.Level)
 	}

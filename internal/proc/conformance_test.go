@@ -22,9 +22,6 @@ import (
 // started by a real host, brought to its end in every way, and then nothing of it
 // is left, in each containment and for each user.
 
-// containments are what the suite runs in.
-var containments = []string{proc.CgroupNever, proc.CgroupAuto}
-
 // A behaviour is one of the programs.
 type behaviour struct {
 	name string
@@ -99,13 +96,13 @@ var ends = []struct {
 
 func TestConformance(t *testing.T) {
 	program := proctest.Compile(t, "misbehave", "testdata/misbehave.c")
-	for _, cgroup := range containments {
-		t.Run("cgroup="+cgroup, func(t *testing.T) {
-			needContainment(t, cgroup)
+	for _, c := range containments {
+		t.Run(c.name, func(t *testing.T) {
+			needContainment(t, c)
 			for _, b := range behaviours {
 				t.Run(b.name, func(t *testing.T) {
 					b.only.check(t)
-					host := openWith(t, cgroup)
+					host := openWith(t, c)
 					allowed := true
 					for _, end := range ends {
 						allowed = allowed && t.Run(end.name, func(t *testing.T) {
@@ -131,11 +128,11 @@ func TestConformance(t *testing.T) {
 
 // needContainment makes sure that the trees of a host are in cgroups of their own, or
 // in none. Where there are none to be had, the test ends.
-func needContainment(t *testing.T, cgroup string) {
+func needContainment(t *testing.T, c containment) {
 	t.Helper()
 	own := false
 	t.Run("in force", func(t *testing.T) {
-		host := openWith(t, cgroup)
+		host := openWith(t, c)
 		tree := start(t, host, sh("exec "+sleep))
 		theirs, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", tree.Pid()))
 		if err != nil {
@@ -147,11 +144,11 @@ func needContainment(t *testing.T, cgroup string) {
 		}
 		tree.Kill()
 		ended(t, tree)
-		if own = string(theirs) != string(ours); own && cgroup == proc.CgroupNever {
+		if own = string(theirs) != string(ours); own && c.cgroup == proc.CgroupNever {
 			t.Errorf("the tree was in cgroups of its own:\n%s", theirs)
 		}
 	})
-	if !own && cgroup == proc.CgroupAuto {
+	if !own && c.cgroup == proc.CgroupAuto {
 		proctest.Lack(t, "no cgroup of version 2 may be made here: mount them, or have one delegated")
 	}
 }
@@ -216,11 +213,12 @@ func init() { proctest.Program("keeper", keeper) }
 
 // keeper is a server that has a program misbehave, ends it, and says how that went.
 //
-//	args: shim cgroup isolated|free program behaviour file [leave]
+//	args: shim containment isolated|free program behaviour file [leave]
 func keeper(args []string) {
 	socket, err := proc.SupervisorFromEnv()
 	must(err)
-	host, err := proc.Open(proc.Options{Shim: args[0], Cgroup: args[1], Supervisor: socket})
+	c := containments[slices.IndexFunc(containments, func(c containment) bool { return c.name == args[1] })]
+	host, err := proc.Open(proc.Options{Shim: args[0], Cgroup: c.cgroup, NoScope: c.noScope, Supervisor: socket})
 	must(err)
 	stdin, _, err := os.Pipe()
 	must(err)
@@ -251,17 +249,17 @@ const isolated, free = "isolated", "free"
 func TestConformanceSupervised(t *testing.T) {
 	program := proctest.Compile(t, "misbehave", "testdata/misbehave.c")
 	shim := proctest.Shim(t)
-	for _, cgroup := range containments {
+	for _, c := range containments {
 		for _, name := range supervised {
 			for _, power := range []string{isolated, free} {
 				for _, end := range [][]string{nil, {"leave"}} {
-					t.Run(fmt.Sprint("cgroup=", cgroup, "/", name, "/", power, end), func(t *testing.T) {
+					t.Run(fmt.Sprint(c.name, "/", name, "/", power, end), func(t *testing.T) {
 						proctest.Check(t)
 						heart := filepath.Join(t.TempDir(), "heartbeat")
 						if err := os.WriteFile(heart, nil, 0o600); err != nil {
 							t.Fatal(err)
 						}
-						argv, env := proctest.Command("keeper", append([]string{shim, cgroup, power, program, name, heart}, end...)...)
+						argv, env := proctest.Command("keeper", append([]string{shim, c.name, power, program, name, heart}, end...)...)
 						cmd := exec.Command(shim, append([]string{"supervise", "--"}, argv...)...)
 						cmd.Env, cmd.Stderr = env, os.Stderr
 						want := "true any 6 ECHILD\n"

@@ -86,7 +86,7 @@ var errnos = map[int]struct {
 func role(argv []string) string {
 	switch {
 	case len(argv) > 1 && path.Base(argv[0]) == "hangup-shim":
-		return map[string]string{"supervise": "supervisor", "shim": "shim"}[argv[1]]
+		return map[string]string{"supervise": "supervisor", "shim": "shim", "scoped-shim": "shim"}[argv[1]]
 	case path.Base(argv[0]) == "careful":
 		return "server"
 	}

@@ -15,11 +15,11 @@ import (
 // What not even SIGKILL ends is told as it is, every two seconds, and is not given up:
 // once it can die, it is gone, and its shim is as good as new.
 func TestFrozenTree(t *testing.T) {
-	for _, cgroup := range containments {
-		t.Run("cgroup="+cgroup, func(t *testing.T) {
+	for _, c := range containments {
+		t.Run(c.name, func(t *testing.T) {
 			freezer := proctest.NewFreezer(t)
-			needContainment(t, cgroup)
-			host := openWith(t, cgroup)
+			needContainment(t, c)
+			host := openWith(t, c)
 			t.Cleanup(freezer.Thaw) // before the host is closed
 			tree := start(t, host, sh("setsid "+sleep+" & exec "+sleep))
 			grown(t, tree, 2)

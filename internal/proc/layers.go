@@ -41,7 +41,11 @@ func (h *Host) layers() event.Containment {
 
 func (h *Host) cgroupLayer() event.Layer {
 	if h.base == nil {
-		return event.Layer{Name: "cgroup", Detail: h.noCgroup.Reason + ": a fork bomb takes longer to end", Remedy: h.noCgroup.Remedy}
+		slower := ": a fork bomb takes longer to end"
+		if h.scoped() {
+			slower = ": only the signal scope kills a tree in one step, and that not where new_privileges is on"
+		}
+		return event.Layer{Name: "cgroup", Detail: h.noCgroup.Reason + slower, Remedy: h.noCgroup.Remedy}
 	}
 	return event.Layer{Name: "cgroup", On: true, Detail: "a tree is killed in one step, below " + h.base.Path()}
 }
@@ -75,8 +79,8 @@ func (h *Host) controllersLayer() event.Layer {
 }
 
 func (h *Host) signalLayer() event.Layer {
-	if h.noScope == nil {
-		return event.Layer{Name: "signals", On: true, Detail: "Landlock: a worker can signal and trace nobody outside its tree, and by seccomp limit nobody else, unless new_privileges is on"}
+	if h.scoped() {
+		return event.Layer{Name: "signals", On: true, Detail: "Landlock: a tree can be killed in one step, a worker can signal and trace nobody outside it, and by seccomp limit nobody else, unless new_privileges is on"}
 	}
 	l := event.Layer{Name: "signals", Remedy: "Linux 6.12 or later with landlock among its security modules (lsm=), and no sandbox that forbids it"}
 	switch abi, err := reap.LandlockABI(); {

@@ -17,21 +17,21 @@ func TestMain(m *testing.M) { proctest.Main(m) }
 // open opens a host that ends with the test, which leaves nothing behind.
 func open(t testing.TB) *proc.Host {
 	t.Helper()
-	return openWith(t, proc.CgroupAuto)
+	return openWith(t, best)
 }
 
-// openWith does, with cgroups where they are to be had, or never.
-func openWith(t testing.TB, cgroup string) *proc.Host {
+// openWith does, with trees that are held in a certain way.
+func openWith(t testing.TB, c containment) *proc.Host {
 	t.Helper()
-	return openStock(t, cgroup, proc.DefaultStock)
+	return openStock(t, c, proc.DefaultStock)
 }
 
 // openStock does, with so many idle shims at rest.
-func openStock(t testing.TB, cgroup string, stock int) *proc.Host {
+func openStock(t testing.TB, c containment, stock int) *proc.Host {
 	t.Helper()
 	shim := proctest.Shim(t)
 	proctest.Check(t)
-	host, err := proc.Open(proc.Options{Shim: shim, Cgroup: cgroup, Stock: stock, Patience: proctest.Patience})
+	host, err := proc.Open(proc.Options{Shim: shim, Cgroup: c.cgroup, NoScope: c.noScope, Stock: stock, Patience: proctest.Patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,6 +42,20 @@ func openStock(t testing.TB, cgroup string, stock int) *proc.Host {
 	})
 	return host
 }
+
+// A containment is how trees are held.
+type containment struct {
+	name    string
+	cgroup  string
+	noScope bool
+}
+
+// The containments there are, as far as they can be had; best is that of a host which
+// is told nothing.
+var (
+	best         = containment{"cgroup", proc.CgroupAuto, false}
+	containments = []containment{best, {"scope", proc.CgroupNever, false}, {"neither", proc.CgroupNever, true}}
+)
 
 func sh(script string) proc.Spec {
 	return proc.Spec{Argv: []string{"sh", "-c", script}, Env: proctest.Env(), Files: []*os.File{nil, nil, os.Stderr}}

@@ -120,9 +120,11 @@ func (h *Host) open() error {
 		return fmt.Errorf("cannot open a pidfd (Linux 5.3 or later is needed): %w", err)
 	}
 	h.self = os.NewFile(uintptr(self), "pidfd")
-	h.noScope = reap.TrySignalScope()
+	if h.noScope = errScopeOff; !h.options.NoScope {
+		h.noScope = reap.TrySignalScope()
+	}
 	if h.openCgroup(); h.base == nil {
-		first, err := h.launch()
+		first, err := h.launch(h.scoped())
 		if err != nil {
 			return err
 		}
@@ -174,7 +176,7 @@ func (h *Host) Start(ctx context.Context, spec Spec) (*Tree, error) {
 		return nil, fmt.Errorf("cannot start %s: %w", name, errClosed)
 	}
 	defer h.starts.Done()
-	s, err := h.take()
+	s, err := h.take(h.scoped() && !spec.NewPrivileges)
 	if err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", name, err)
 	}
@@ -218,7 +220,7 @@ func (h *Host) restock() {
 			return
 		}
 		for h.short() {
-			s, err := h.launch()
+			s, err := h.launch(h.scoped())
 			if err != nil {
 				break // the next start will say so
 			}
@@ -243,25 +245,29 @@ func (h *Host) look() {
 	}
 }
 
+// scoped says whether shims are in signal scopes of their own. Those above trees with
+// new privileges are not, and hold but one.
+func (h *Host) scoped() bool { return h.noScope == nil }
+
 // take returns an idle shim, which is the caller's until its tree is empty.
-func (h *Host) take() (*shim, error) {
+func (h *Host) take(scoped bool) (*shim, error) {
 	h.look()
 	h.mu.Lock()
-	if n := len(h.idle); n > 0 && !h.closed {
+	if n := len(h.idle); n > 0 && !h.closed && scoped == h.scoped() {
 		s := h.idle[n-1]
 		h.idle = h.idle[:n-1]
 		h.mu.Unlock()
 		return s, nil
 	}
 	h.mu.Unlock()
-	return h.launch()
+	return h.launch(scoped)
 }
 
 // keep puts an idle shim into the stock and reports whether there was room.
 func (h *Host) keep(s *shim) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.closed || len(h.idle) >= h.options.Stock {
+	if h.closed || s.scoped != h.scoped() || len(h.idle) >= h.options.Stock {
 		return false
 	}
 	h.idle = append(h.idle, s)
@@ -346,6 +352,9 @@ func (h *Host) Close() error {
 	}
 	return err
 }
+
+// errScopeOff is why there are no signal scopes where Options say so.
+var errScopeOff = errors.New("off")
 
 // errClosed is what Start fails with after Close.
 var errClosed = errors.New("the host is closed")

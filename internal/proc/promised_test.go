@@ -20,9 +20,9 @@ import (
 // and reap children by hand there.
 func TestPromisedTime(t *testing.T) {
 	misbehaves := proctest.Compile(t, "misbehave", "testdata/misbehave.c")
-	for _, cgroup := range containments {
-		t.Run("cgroup="+cgroup, func(t *testing.T) {
-			needContainment(t, cgroup)
+	for _, c := range containments {
+		t.Run(c.name, func(t *testing.T) {
+			needContainment(t, c)
 			for _, test := range []struct {
 				processes int
 				killed    bool // or its main process ends by itself
@@ -34,7 +34,7 @@ func TestPromisedTime(t *testing.T) {
 				{10, false, 50 * time.Millisecond},
 			} {
 				t.Run(fmt.Sprint(test.processes, " killed=", test.killed), func(t *testing.T) {
-					host := openWith(t, cgroup)
+					host := openWith(t, c)
 					// Every other one is an orphan in a session of its own.
 					tree := start(t, host, sh(`i=1; while [ $i -lt `+strconv.Itoa(test.processes)+` ]; do i=$((i+1))
 						if [ $((i%2)) = 0 ]; then sleep 1000 & else (setsid sleep 1000 &) ; fi
@@ -49,7 +49,7 @@ func TestPromisedTime(t *testing.T) {
 				})
 			}
 			t.Run("1000", func(t *testing.T) { // a shell would take half a minute to start them
-				m := misbehave(t, openWith(t, cgroup), misbehaves, behaviour{name: "thousand", dots: 1001}, false)
+				m := misbehave(t, openWith(t, c), misbehaves, behaviour{name: "thousand", dots: 1001}, false)
 				m.inPlace()
 				m.tree.Kill()
 				inTime(t, m.tree, time.Second)

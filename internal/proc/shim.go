@@ -25,6 +25,7 @@ type shim struct {
 	host    *Host
 	process *os.Process
 	conn    *reap.Conn
+	scoped  bool // in a signal scope of its own: nothing below it can have new privileges
 
 	mu   sync.Mutex
 	tree *Tree // nil: idle
@@ -35,8 +36,8 @@ type shim struct {
 var errLost = errors.New("its shim has ended")
 
 // launch starts a shim and waits for its first words.
-func (h *Host) launch() (*shim, error) {
-	s, err := h.spawn()
+func (h *Host) launch(scoped bool) (*shim, error) {
+	s, err := h.spawn(scoped)
 	if err != nil {
 		return nil, fmt.Errorf("cannot start %s: %w", h.options.Shim, err)
 	}
@@ -51,7 +52,7 @@ func (h *Host) launch() (*shim, error) {
 	return s, nil
 }
 
-func (h *Host) spawn() (*shim, error) {
+func (h *Host) spawn(scoped bool) (*shim, error) {
 	pair, err := reap.Pair()
 	if err != nil {
 		return nil, err
@@ -62,18 +63,27 @@ func (h *Host) spawn() (*shim, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(h.binary.Fd())), h.shimArgs(), &os.ProcAttr{
-		// One after the other, as reap's descriptors of a shim. Nothing of the
-		// server's environment: no secret is any business of a shim.
-		Files: []*os.File{h.null, h.null, os.Stderr, theirs, h.self},
-		Env:   []string{"GOMAXPROCS=2", "GOTRACEBACK=single"},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+	s := &shim{host: h, conn: conn, scoped: scoped}
+	start := func() (err error) {
+		s.process, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(h.binary.Fd())), h.shimArgs(scoped), &os.ProcAttr{
+			// One after the other, as reap's descriptors of a shim. Nothing of the
+			// server's environment: no secret is any business of a shim.
+			Files: []*os.File{h.null, h.null, os.Stderr, theirs, h.self},
+			Env:   []string{"GOMAXPROCS=2", "GOTRACEBACK=single"},
+			Sys:   &syscall.SysProcAttr{Setsid: true},
+		})
+		return err
+	}
+	if scoped {
+		err = reap.InScope(start)
+	} else {
+		err = start()
+	}
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &shim{host: h, process: process, conn: conn}, nil
+	return s, nil
 }
 
 // greet waits for the hello of a program and compares it with this build.
@@ -108,7 +118,7 @@ func (s *shim) end() {
 func (s *shim) start(t *Tree, path string, spec Spec) error {
 	order := reap.Start{
 		Path: path, Argv: spec.Argv, Env: spec.Env, Dir: spec.Dir,
-		NewPrivileges: spec.NewPrivileges, Scoped: s.host.noScope == nil, Nofile: max(spec.MaxFiles, 0), Files: len(spec.Files),
+		NewPrivileges: spec.NewPrivileges, Scoped: s.scoped, Nofile: max(spec.MaxFiles, 0), Files: len(spec.Files),
 		Limits: s.host.limits(spec.Limits),
 	}
 	if u := spec.User; u != nil {

@@ -23,6 +23,7 @@ type Options struct {
 	Supervisor *os.File      // the socket to the supervisor, see [SupervisorFromEnv]; the Host closes it; nil: none
 	Stock      int           // idle shims kept for the next Start; 0: DefaultStock
 	Cgroup     string        // CgroupNever: no cgroups, even where they could be; "" is CgroupAuto
+	NoScope    bool          // no signal scopes, even where they could be: as on Linux before 6.12
 	Patience   time.Duration // how long a shim may be silent during a stop before it is given up; 0: 250 ms
 }
 

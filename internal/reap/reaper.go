@@ -13,8 +13,8 @@ import (
 )
 
 // killRounds is how often a stop kills its own children and their process
-// groups before it goes over to stopping the whole tree first. Killing alone is
-// faster, but does not come to an end where the tree forks faster than it dies;
+// groups before it goes over to stopping the whole tree first, where they cannot all be
+// killed in one step. Killing alone is faster, but does not come to an end where the tree forks faster than it dies;
 // stopped processes keep their places and fork no more.
 const killRounds = 3
 
@@ -32,10 +32,12 @@ type reaper struct {
 	alive   func()                  // called often during long work
 	list    func(self int) lister   // newLister, but for tests
 	cgroup  *group                  // the cgroup of what is below, or of most of it; nil: none
+	scoped  bool                    // this process can signal what is below, and nobody else
 	doomed  map[int]bool            // sent SIGKILL, not reaped yet
 	reaped  int                     // children reaped since the stop began
 	seen    int                     // reaped, as the last step left it
 	began   time.Time               // when the stop began
+	struck  time.Time               // when all was last killed in one step
 	rounds  int
 	pause   time.Duration // until the next step, if nobody dies
 }
@@ -81,13 +83,18 @@ func (r *reaper) reap() bool {
 	}
 }
 
-// begin begins a stop: what is reaped from now on counts. The cgroup is killed at
-// once, and all that comes after is for those who have left it.
+// begin begins a stop: what is reaped from now on counts. All is killed in one step
+// where that can be done: by the cgroup, which asks the kernel to look at nobody else,
+// or else by the signal scope. What comes after is for those who have left the cgroup.
 func (r *reaper) begin() {
-	r.reaped, r.seen, r.rounds, r.pause, r.began = 0, 0, 0, minPause, time.Now()
+	now := time.Now()
+	r.reaped, r.seen, r.rounds, r.pause, r.began, r.struck = 0, 0, 0, minPause, now, now
 	clear(r.doomed)
-	if r.cgroup != nil {
+	switch {
+	case r.cgroup != nil:
 		r.cgroup.kill()
+	case r.scoped:
+		killScope()
 	}
 }
 
@@ -95,6 +102,13 @@ func (r *reaper) begin() {
 func (r *reaper) step() bool {
 	if r.reap() || r.spared() {
 		return true
+	}
+	if r.scoped {
+		if now := time.Now(); now.Sub(r.struck) >= r.pause {
+			killScope()
+			r.struck, r.pause = now, min(2*r.pause, maxPause)
+		}
+		return r.reap()
 	}
 	if r.cgroup != nil && time.Since(r.began) < cgroupHead && r.cgroup.populated() {
 		r.seen, r.pause = r.reaped, minPause

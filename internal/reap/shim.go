@@ -30,9 +30,15 @@ type shim struct {
 }
 
 // Shim is the role of the process above a worker, whose cgroups are to be made in the
-// directory base; "" is for none. It returns when the server is gone and the tree is
-// empty, with the exit code of the program.
-func Shim(base string) int {
+// directory base; "" is for none. With scoped it was started in a signal scope of its
+// own, see [InScope]. It returns when the server is gone and the tree is empty, with
+// the exit code of the program.
+func Shim(base string, scoped bool) int {
+	if scoped {
+		if err := inScope(); err != nil {
+			return fail("shim", err)
+		}
+	}
 	if err := private(); err != nil {
 		return fail("shim", err)
 	}
@@ -56,7 +62,7 @@ func Shim(base string) int {
 		return fail("shim", err)
 	}
 	s := &shim{conn: conn, reaper: reaper, guard: &guard{}}
-	reaper.exited, reaper.alive = s.exited, s.alive
+	reaper.scoped, reaper.exited, reaper.alive = scoped, s.exited, s.alive
 	hello := Hello{Version: ProtocolVersion, Build: Build}
 	if base != "" {
 		if s.groups, err = openGroups(base); err != nil {
