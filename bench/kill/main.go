@@ -2,7 +2,7 @@
 
 // Command kill measures from the decision to kill a tree to the proof that nothing is
 // left of it, for trees of 1 to 1,000 processes, half of which are orphans in sessions
-// of their own: by hangup's host, with cgroups and without, beside the least that can
+// of their own: by hangup's host, with cgroups, with a signal scope alone and with neither, beside the least that can
 // be done by hand. It measures what a shim costs, too. All is interleaved in one run;
 // ratios of the medians are what to look at.
 //
@@ -54,12 +54,13 @@ const (
 	bareGroup = "bare cgroup.kill"
 	bareLoop  = "bare kill loop"
 	withGroup = "hangup, cgroup"
-	without   = "hangup, no cgroup"
+	withScope = "hangup, signal scope"
+	without   = "hangup, neither"
 )
 
 var (
-	subjects = []string{bareGroup, bareLoop, withGroup, without}
-	floors   = map[string]string{withGroup: bareGroup, without: bareLoop}
+	subjects = []string{bareGroup, bareLoop, withGroup, withScope, without}
+	floors   = map[string]string{withGroup: bareGroup, withScope: bareLoop, without: bareLoop}
 	sizes    = []int{1, 10, 100, 1000}
 )
 
@@ -89,8 +90,13 @@ func grown(top, n int) error {
 
 func measure() error {
 	hosts := make(map[string]*proc.Host)
-	for name, cgroup := range map[string]string{withGroup: proc.CgroupAuto, without: proc.CgroupNever} {
-		host, err := proc.Open(proc.Options{Shim: *shim, Cgroup: cgroup, Patience: time.Minute}) // no supervisor here could end the tree of a shim that was given up
+	for name, o := range map[string]proc.Options{
+		withGroup: {Cgroup: proc.CgroupAuto},
+		withScope: {Cgroup: proc.CgroupNever},
+		without:   {Cgroup: proc.CgroupNever, NoScope: true},
+	} {
+		o.Shim, o.Patience = *shim, time.Minute // no supervisor here could end the tree of a shim that was given up
+		host, err := proc.Open(o)
 		if err != nil {
 			return err
 		}
@@ -207,7 +213,7 @@ func cost(hosts map[string]*proc.Host) error {
 		}
 	}
 	fmt.Printf("\na shim: started and greeted in %.2f ms (median)\n", ms(median(starts)))
-	for _, name := range []string{withGroup, without} {
+	for _, name := range []string{withGroup, withScope, without} {
 		before := descriptors("self")
 		var held []*proc.Tree
 		memory, theirs := 0.0, 0
